@@ -1,0 +1,506 @@
+"""The nouns of a project, as frozen pydantic models. Nothing here reads a file or a table.
+
+Names are spelt alike in YAML, Python, the command line and the web. A key that is not here is an error in the user's file.
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import date, datetime, timedelta
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
+
+_DURATION = re.compile(r"^(\d+(?:\.\d+)?)\s*(s|m|h|d|w)$")
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
+
+
+def _parse_duration(raw: object) -> object:
+    if isinstance(raw, timedelta):
+        return raw
+    match = _DURATION.match(raw.strip()) if isinstance(raw, str) else None
+    if match is None:
+        raise ValueError("a duration is a number and one of s, m, h, d, w, such as 48h or 14d")
+    span = timedelta(seconds=float(match[1]) * _SECONDS[match[2]])
+    if span <= timedelta(0):
+        raise ValueError("a duration must be longer than zero")
+    return span
+
+
+def format_duration(span: timedelta) -> str:
+    """``14d``, ``48h``: the largest unit that divides the span exactly (days before weeks, as people write them)."""
+    seconds = span.total_seconds()
+    for unit in "dhm":
+        if seconds % _SECONDS[unit] == 0:
+            return f"{seconds / _SECONDS[unit]:g}{unit}"
+    return f"{seconds:g}s"
+
+
+Duration = Annotated[
+    timedelta,
+    BeforeValidator(_parse_duration),
+    PlainSerializer(format_duration, return_type=str),
+    WithJsonSchema({"type": "string", "pattern": _DURATION.pattern, "examples": ["14d", "48h"]}),
+]
+
+
+def _midnight(raw: object) -> object:
+    return datetime(raw.year, raw.month, raw.day) if isinstance(raw, date) and not isinstance(raw, datetime) else raw
+
+
+Moment = Annotated[datetime, BeforeValidator(_midnight)]
+"""A date or a date and time; without an offset it is in the project's time zone."""
+
+
+def _name(raw: str) -> str:
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", raw):
+        raise ValueError(f"'{raw}' is not a name: letters, digits and underscores, not starting with a digit")
+    return raw
+
+
+Name = Annotated[str, AfterValidator(_name)]
+Sql = Annotated[str, Field(min_length=1, description="a SQL expression (DuckDB dialect); no statements, no templating")]
+
+
+class Noun(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, str_strip_whitespace=True)
+
+
+# ---------------------------------------------------------------- where data lives
+
+
+class DuckDBConnection(Noun):
+    """A DuckDB database file (or, without ``path``, only the files that sources name). Always opened read-only."""
+
+    engine: Literal["duckdb"]
+    path: str | None = None
+    read_only: Literal[True] = True
+    memory_limit: str | None = Field(
+        None, pattern=r"^\d+(\.\d+)?\s*(MB|GB|MiB|GiB)$", description="default: a quarter of memory"
+    )
+    temp_directory: str | None = Field(None, description="where to spill; default: a private folder under .payoff/")
+    threads: int | None = Field(None, ge=1)
+
+
+class LedgerConnection(Noun):
+    """A SQLAlchemy URL for the ledger of results; never a place metrics are read from."""
+
+    engine: Literal["sqlite", "postgres"]
+    url: str
+
+
+Connection = Annotated[DuckDBConnection | LedgerConnection, Field(discriminator="engine")]
+
+
+class Defaults(Noun):
+    entity: Name | None = None
+    window: Duration | None = None
+    alpha: float = Field(0.05, gt=0, lt=0.5)
+    min_cell: int = Field(0, ge=0, description="suppress every displayed cell with fewer entities than this")
+    holdout_unit: Name | None = None
+
+
+class Entity(Noun):
+    """A kind of unit; ``id`` is its column in every source that does not map it."""
+
+    id: str | None = None
+
+
+class Source(Noun):
+    """Rows to read: exactly one of ``table``, ``file`` or ``sql``.
+
+    ``time`` is the row's timestamp (a naive one is in ``timezone``, else the project's). ``entity`` maps an entity to its
+    column. ``one_row_per`` declares a unit-level table: one row a unit, no timestamp needed, no id needed.
+    ``links`` maps another source to the column here that holds its id. ``through`` says up to when the data is complete.
+    """
+
+    table: str | None = None
+    file: str | None = None
+    sql: str | None = None
+    connection: Name | None = None
+    where: Sql | None = None
+    time: Sql | None = None
+    timezone: str | None = None
+    through: Moment | None = None
+    id: Sql | None = None
+    entity: dict[Name, Sql] = Field(default_factory=dict)
+    links: dict[Name, Sql] = Field(default_factory=dict)
+    one_row_per: Name | None = None
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Source:
+        if sum(origin is not None for origin in (self.table, self.file, self.sql)) != 1:
+            raise ValueError("a source has exactly one of table, file or sql")
+        if self.file is not None and self.connection is not None:
+            raise ValueError("a file source has no connection")
+        return self
+
+
+# ---------------------------------------------------------------- metrics
+
+
+def _event(raw: object) -> object:
+    return {"source": raw} if isinstance(raw, str) else raw
+
+
+class Event(Noun):
+    """Rows of a source, optionally only those where a condition holds. A bare name is the whole source."""
+
+    source: Name
+    where: Sql | None = None
+
+
+class Anchor(Event):
+    """Rows that open a window of their own: the first such row within ``within`` (default: the project's window) of exposure or any later one in it."""
+
+    within: Duration | None = None
+
+
+EventRef = Annotated[Event, BeforeValidator(_event)]
+AnchorRef = Annotated[Anchor, BeforeValidator(_event)]
+
+
+class Percentile(Noun):
+    """Cap at a percentile of the unit values pooled over all arms; ``of: nonzero`` pools only values other than zero."""
+
+    percentile: float = Field(gt=50, lt=100)
+    of: Literal["all", "nonzero"] = "all"
+
+
+def _cap(raw: object) -> object:
+    if isinstance(raw, str):
+        match = re.fullmatch(r"p(\d+(?:\.\d+)?)", raw.strip())
+        if match is None:
+            raise ValueError("a cap is a number, a percentile such as p99, or {percentile: 99, of: nonzero}")
+        return {"percentile": float(match[1])}
+    return raw
+
+
+Cap = Annotated[
+    Annotated[float, Field(gt=0)] | Percentile,
+    BeforeValidator(_cap),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "number", "exclusiveMinimum": 0},
+                {"type": "string", "pattern": r"^p\d+(\.\d+)?$"},
+                Percentile.model_json_schema(),
+            ]
+        }
+    ),
+]
+
+Direction = Literal["up", "down"]
+Role = Literal["north_star", "primary", "secondary", "guardrail", "vanity"]
+
+
+class MetricBase(Noun):
+    """What every metric has. ``margin`` (in the metric's unit) is the harm a guardrail tolerates; ``reason`` says why a vanity metric is one."""
+
+    entity: Name | None = None
+    direction: Direction = "up"
+    role: Role = "secondary"
+    margin: float | None = Field(None, gt=0)
+    owner: str | None = None
+    caveat: str | None = None
+    reason: str | None = None
+    unit: str | None = None
+    window: Duration | None = None
+
+    @model_validator(mode="after")
+    def _vanity_has_reason(self) -> MetricBase:
+        if self.reason is not None and self.role != "vanity":
+            raise ValueError("reason says why a metric is vanity; this one has another role")
+        return self
+
+
+class CountMetric(MetricBase):
+    """Rows per unit. A unit with none counts as 0."""
+
+    kind: Literal["count"]
+    from_: Name = Field(alias="from")
+    where: Sql | None = None
+    cap: Cap | None = None
+
+
+class SumMetric(MetricBase):
+    """Total of ``column`` per unit. A unit with no row counts as 0."""
+
+    kind: Literal["sum"]
+    from_: Name = Field(alias="from")
+    column: Sql
+    where: Sql | None = None
+    cap: Cap | None = None
+
+
+class MeanMetric(MetricBase):
+    """Average of ``column`` over the unit's own rows, then over units. A unit with no value is left out, and counted."""
+
+    kind: Literal["mean"]
+    from_: Name = Field(alias="from")
+    column: Sql
+    where: Sql | None = None
+    cap: Cap | None = None
+
+
+class RateMetric(MetricBase):
+    """Share of rows where ``where`` holds: a ratio of sums over units (delta method). Rows where it is NULL are in neither."""
+
+    kind: Literal["rate"]
+    from_: Name = Field(alias="from")
+    where: Sql
+
+
+class ConversionMetric(MetricBase):
+    """Share of units with at least one row of ``to`` inside the window; with ``after``, inside the window that such a row opens."""
+
+    kind: Literal["conversion"]
+    to: EventRef
+    after: AnchorRef | None = None
+
+
+class NpsMetric(MetricBase):
+    """Net promoter score, -100 to 100: share of answers 9 or 10 minus share 0 to 6, over answers."""
+
+    kind: Literal["nps"]
+    from_: Name = Field(alias="from")
+    column: Sql
+    where: Sql | None = None
+
+
+class CsatMetric(MetricBase):
+    """Top-box share: answers of at least ``top`` (default 4, on a scale of 1 to 5), over answers."""
+
+    kind: Literal["csat"]
+    from_: Name = Field(alias="from")
+    column: Sql
+    top: float = 4
+    where: Sql | None = None
+
+
+class RatioPart(Noun):
+    """``{count: orders}`` or ``{sum: orders.amount}``; capped on its own."""
+
+    count: Name | None = None
+    sum: str | None = None
+    where: Sql | None = None
+    cap: Cap | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> RatioPart:
+        if (self.count is None) == (self.sum is None):
+            raise ValueError("a numerator or denominator is exactly one of count: SOURCE or sum: SOURCE.EXPRESSION")
+        if self.sum is not None and not re.match(r"^[A-Za-z_][A-Za-z0-9_]*\..+", self.sum):
+            raise ValueError("sum names a source and a column or expression, such as orders.amount")
+        return self
+
+    @property
+    def source(self) -> str:
+        return self.count if self.count is not None else str(self.sum).split(".", 1)[0]
+
+    @property
+    def column(self) -> str | None:
+        return None if self.sum is None else self.sum.split(".", 1)[1]
+
+
+class RatioMetric(MetricBase):
+    """Sum of numerators over sum of denominators, over units (delta method)."""
+
+    kind: Literal["ratio"]
+    numerator: RatioPart
+    denominator: RatioPart
+
+
+Metric = Annotated[
+    CountMetric | SumMetric | MeanMetric | RateMetric | ConversionMetric | NpsMetric | CsatMetric | RatioMetric,
+    Field(discriminator="kind"),
+]
+
+
+# ---------------------------------------------------------------- experiments
+
+
+class Assignment(Source):
+    """Who saw what: a named ``source``, or a source written in place.
+
+    ``variant`` is the arm of each row; a unit's exposure is its first row. ``split`` is the planned share of each arm
+    (default: equal shares), tested by the sample-ratio check.
+    """
+
+    source: Name | None = None
+    variant: Sql
+    control: str | bool | int
+    split: dict[str, Annotated[float, Field(gt=0)]] | None = None
+
+    @field_validator("split", mode="before")
+    @classmethod
+    def _text_arms(cls, raw: Any) -> Any:
+        return {_arm(key): share for key, share in raw.items()} if isinstance(raw, dict) else raw
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Assignment:
+        if sum(origin is not None for origin in (self.source, self.table, self.file, self.sql)) != 1:
+            raise ValueError("an assignment has exactly one of source, table, file or sql")
+        if self.source is not None:
+            extra = [k for k in ("connection", "time", "timezone", "through", "id", "one_row_per") if getattr(self, k)]
+            extra += [k for k in ("entity", "links") if getattr(self, k)]
+            if extra:
+                raise ValueError(
+                    f"{extra[0]} belongs to the source '{self.source}', not to the assignment that names it"
+                )
+        return self
+
+    @property
+    def control_arm(self) -> str:
+        return _arm(self.control)
+
+
+def _arm(raw: object) -> str:
+    """Arms are text. A YAML boolean is spelt as SQL spells it."""
+    return str(raw).lower() if isinstance(raw, bool) else str(raw)
+
+
+class Stop(Noun):
+    """The plan: read once, at a date or at a size. ``mde`` is the smallest difference (in the primary metric's unit) it was sized for."""
+
+    rule: Literal["fixed"]
+    at: Moment | None = None
+    n: int | None = Field(None, gt=0, description="planned units, over all arms")
+    mde: float | None = Field(None, gt=0)
+    power: float = Field(0.8, gt=0, lt=1)
+
+    @model_validator(mode="after")
+    def _something(self) -> Stop:
+        if self.at is None and self.n is None and self.mde is None:
+            raise ValueError("a stop names at, n or mde")
+        return self
+
+
+class Experiment(Noun):
+    """A randomised comparison of arms. ``primary``, ``secondary`` and ``guardrails`` override the metrics' own roles here.
+
+    With none of the three, every metric of the entity is read in its own role. ``starts`` and ``ends`` bound exposures.
+    """
+
+    type: Literal["experiment", "holdout"] = "experiment"
+    assignment: Assignment
+    entity: Name | None = None
+    hypothesis: str | None = None
+    owner: str | None = None
+    primary: Name | None = None
+    secondary: tuple[Name, ...] | None = None
+    guardrails: tuple[Name, ...] | None = None
+    window: Duration | None = None
+    alpha: float | None = Field(None, gt=0, lt=0.5)
+    target: float | None = Field(None, description="the smallest worthwhile improvement of the primary, in its unit")
+    starts: Moment | None = None
+    ends: Moment | None = None
+    stop: Stop | None = None
+
+
+# ---------------------------------------------------------------- money
+
+
+class Value(Noun):
+    """Money per something. It lacks nothing when it has a range, a source, an owner and an expiry still to come."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+    per: str | None = None
+    source: str | None = None
+    owner: str | None = None
+    expires: date | None = None
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Value:
+        low = self.value if self.low is None else self.low
+        high = self.value if self.high is None else self.high
+        if not low <= self.value <= high:
+            raise ValueError(f"low <= value <= high does not hold: {low:g}, {self.value:g}, {high:g}")
+        return self
+
+
+class Cost(Value):
+    """What the thing costs over the claim's period. A bare number is an exact cost."""
+
+
+def _cost(raw: object) -> object:
+    return {"value": raw} if isinstance(raw, int | float) and not isinstance(raw, bool) else raw
+
+
+class Decision(Noun):
+    """Do it when P(threshold holds) is at least ``probability``. ``threshold`` compares roi, net or amount with a number."""
+
+    threshold: str = Field(pattern=r"^\s*(roi|net|amount)\s*(>=|<=|>|<)\s*-?\d+(\.\d+)?([eE][+-]?\d+)?\s*$")
+    probability: float = Field(gt=0, lt=1)
+
+
+Sensitivity = Literal["holdout_contamination", "novelty_decay", "discount_rate"]
+
+
+class Claim(Noun):
+    """A statement with its price: ``amount`` (an expression over effects, values and volumes) less costs."""
+
+    statement: str
+    evidence: tuple[Name, ...] = Field(min_length=1)
+    amount: str
+    less: dict[Name, Annotated[Cost, BeforeValidator(_cost)]] = Field(default_factory=dict)
+    decision: Decision | None = None
+    sensitivity: tuple[Sensitivity, ...] = ()
+    unit: str | None = None
+    owner: str | None = None
+
+
+class Report(Noun):
+    """Which figures go to whom. ``show`` names claims.X, experiments.X or metrics.X."""
+
+    audience: str | None = None
+    title: str | None = None
+    schedule: Literal["daily", "weekly", "monthly", "quarterly"] | None = None
+    show: tuple[str, ...] = Field(min_length=1)
+    export: tuple[Literal["html"], ...] = ("html",)
+
+
+# ---------------------------------------------------------------- the project
+
+
+class ProjectSpec(Noun):
+    """The whole of a project's declarations, merged from payoff.yml and the files it includes."""
+
+    version: Literal[1]
+    project: str = Field(min_length=1)
+    currency: str = Field("USD", pattern=r"^[A-Z]{3}$")
+    timezone: str = "UTC"
+    defaults: Defaults = Field(default_factory=Defaults)
+    connections: dict[Name, Connection] = Field(default_factory=dict)
+    ledger: Name | None = Field(None, description="the connection that keeps results; default: .payoff/ledger.db")
+    include: tuple[str, ...] = ()
+    entities: dict[Name, Entity] = Field(default_factory=dict)
+    sources: dict[Name, Source] = Field(default_factory=dict)
+    metrics: dict[Name, Metric] = Field(default_factory=dict)
+    experiments: dict[Name, Experiment] = Field(default_factory=dict)
+    values: dict[Name, Value] = Field(default_factory=dict)
+    claims: dict[Name, Claim] = Field(default_factory=dict)
+    reports: dict[Name, Report] = Field(default_factory=dict)
+
+    @field_validator("timezone")
+    @classmethod
+    def _known_zone(cls, raw: str) -> str:
+        from zoneinfo import ZoneInfo
+
+        try:
+            ZoneInfo(raw)
+        except Exception as error:
+            raise ValueError(f"'{raw}' is not a time zone name such as UTC or Europe/Berlin") from error
+        return raw

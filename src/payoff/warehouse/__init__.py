@@ -1,0 +1,1 @@
+"""The only code that speaks SQL. Declared needs in, Arrow or Moments out."""
