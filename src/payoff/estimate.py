@@ -15,16 +15,21 @@ IntervalKind = Literal["confidence", "credible", "always-valid", "bootstrap", "b
 FloatArray = NDArray[np.float64]
 
 
-def _t_quantile(probability: float, df: float) -> float:
+def t_quantile(probability: float, df: float) -> float:
     if math.isinf(df):
         return float(special.ndtri(probability))
     return float(special.stdtrit(df, probability))
 
 
-def _t_cdf(x: float, df: float) -> float:
+def t_cdf(x: float, df: float) -> float:
     if math.isinf(df):
         return float(special.ndtr(x))
     return float(special.stdtr(df, x))
+
+
+def _check_level(level: float) -> None:
+    if not 0 < level < 1:
+        raise ValueError(f"a level of confidence lies between 0 and 1, not {level}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +44,14 @@ class Normal:
     df: float = math.inf
     scale: Literal["identity", "log1p"] = "identity"
 
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.se) and self.se > 0):
+            raise ValueError(f"a standard error must be a finite number above zero, not {self.se}")
+        if not self.df > 0:
+            raise ValueError(f"degrees of freedom must be above zero, not {self.df}")
+
     def interval(self, value: float, level: float) -> tuple[float, float]:
-        half = _t_quantile(0.5 + level / 2, self.df) * self.se
+        half = t_quantile(0.5 + level / 2, self.df) * self.se
         if self.scale == "log1p":
             centre = math.log1p(value)
             return math.expm1(centre - half), math.expm1(centre + half)
@@ -49,7 +60,7 @@ class Normal:
     def p_value(self, value: float, null: float = 0.0) -> float:
         """Two-sided, from the same distribution as the interval, so that the two can never disagree."""
         gap = math.log1p(value) - math.log1p(null) if self.scale == "log1p" else value - null
-        return 2.0 * _t_cdf(-abs(gap) / self.se, self.df)
+        return 2.0 * t_cdf(-abs(gap) / self.se, self.df)
 
     def draw(self, value: float, rng: np.random.Generator, size: int) -> FloatArray:
         noise = rng.standard_normal(size) if math.isinf(self.df) else rng.standard_t(self.df, size)
@@ -67,6 +78,14 @@ class Draws:
     """Joint or posterior draws; ``values`` has shape (draws,)."""
 
     values: FloatArray = field(repr=False)
+
+    def __post_init__(self) -> None:
+        values = np.asarray(self.values, dtype=np.float64)
+        if values.ndim != 1 or len(values) == 0:
+            raise ValueError(f"draws must have shape (draws,), at least one of them, not {values.shape}")
+        if not np.isfinite(values).all():
+            raise ValueError(f"{int((~np.isfinite(values)).sum())} of {len(values)} draws are not finite numbers")
+        object.__setattr__(self, "values", values)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Draws) and bool(np.array_equal(self.values, other.values))
@@ -102,6 +121,11 @@ class Bounds:
     level: float
     p: float | None = None
 
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low <= self.high):
+            raise ValueError(f"bounds must be finite and in order, not {self.low} to {self.high}")
+        _check_level(self.level)
+
     def interval(self, value: float, level: float) -> tuple[float, float]:
         if not math.isclose(level, self.level):
             raise ValueError(f"this interval is known at level {self.level:g} only, not at {level:g}")
@@ -112,7 +136,7 @@ class Bounds:
 
     def draw(self, value: float, rng: np.random.Generator, size: int) -> FloatArray:
         """Two half-normals whose ``level`` interval is the bounds: an approximation, used only to carry into money."""
-        z = _t_quantile(0.5 + self.level / 2, math.inf)
+        z = t_quantile(0.5 + self.level / 2, math.inf)
         noise = rng.standard_normal(size)
         return value + np.where(noise < 0, (value - self.low) / z, (self.high - value) / z) * noise
 
@@ -144,9 +168,18 @@ class Estimate:
     def __post_init__(self) -> None:
         if not math.isfinite(self.value):
             raise ValueError(f"{self.metric} ({self.contrast}): an estimate must be a finite number, not {self.value}")
+        _check_level(self.level)
+        spread = self.uncertainty
+        if isinstance(spread, Normal) and spread.scale == "log1p" and self.value <= -1:
+            raise ValueError(f"{self.metric} ({self.contrast}): a relative lift of {self.value:.0%} has no logarithm")
+        if isinstance(spread, Bounds) and not spread.low <= self.value <= spread.high:
+            raise ValueError(f"{self.metric} ({self.contrast}): {self.value} lies outside its own bounds")
 
     def interval(self, level: float | None = None) -> tuple[float, float]:
-        return self.uncertainty.interval(self.value, self.level if level is None else level)
+        if level is None:
+            level = self.level
+        _check_level(level)
+        return self.uncertainty.interval(self.value, level)
 
     @property
     def low(self) -> float:
@@ -164,7 +197,9 @@ class Estimate:
         return self.uncertainty.draw(self.value, rng, size)
 
     def scale(self, factor: float, unit: str | None = None) -> Estimate:
-        """The same estimate in another unit: value and interval both times ``factor``."""
+        """The same estimate in another unit: value and interval both times ``factor``, which is not zero."""
+        if not (math.isfinite(factor) and factor != 0):
+            raise ValueError(f"an estimate is scaled by a finite number other than zero, not by {factor}")
         if isinstance(self.uncertainty, Normal):
             if self.uncertainty.scale != "identity":
                 raise ValueError("a relative lift is not scaled; scale the difference in means")
@@ -190,7 +225,7 @@ class Estimate:
             "interval_kind": self.interval_kind,
             "unit": self.unit,
             "p_value": self.p_value,
-            "n": dict(self.n),
+            "n": {arm: int(count) for arm, count in self.n.items()},  # a numpy integer is not JSON
             "uncertainty": self.uncertainty.to_dict(),
         }
 
@@ -206,8 +241,15 @@ def draw_jointly(
     k = len(estimates)
     if correlation.shape != (k, k):
         raise ValueError(f"correlation has shape {correlation.shape}, not ({k}, {k})")
+    if not (np.allclose(correlation, correlation.T) and np.allclose(np.diag(correlation), 1.0)):
+        raise ValueError("a correlation matrix is symmetric with ones on its diagonal")
+    if not (np.abs(correlation) <= 1 + 1e-9).all():
+        raise ValueError("correlations lie between -1 and 1")
     values, vectors = np.linalg.eigh((correlation + correlation.T) / 2)
     root = vectors * np.sqrt(np.clip(values, 0.0, None))
+    # Correlations estimated pair by pair need not fit together. What clipping adds to a variance is taken back, so
+    # that each margin keeps its own spread whatever the matrix.
+    root /= np.linalg.norm(root, axis=1, keepdims=True)
     normal = rng.standard_normal((size, k)) @ root.T
     out = np.empty((size, k))
     for j, estimate in enumerate(estimates):

@@ -6,44 +6,69 @@ Names are spelt alike in YAML, Python, the command line and the web. A key that 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from datetime import date, datetime, timedelta
+from difflib import get_close_matches
 from typing import Annotated, Any, Literal
+from zoneinfo import ZoneInfo
 
 from pydantic import (
     AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Discriminator,
     Field,
+    GetJsonSchemaHandler,
     PlainSerializer,
+    Tag,
     WithJsonSchema,
-    field_validator,
     model_validator,
 )
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
-_DURATION = re.compile(r"^(\d+(?:\.\d+)?)\s*(s|m|h|d|w)$")
+from payoff.errors import did_you_mean
+
+_DURATION = re.compile(r"^([0-9]+(?:\.[0-9]+)?)\s*(s|m|h|d|w)$")
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
+_LONGEST = timedelta(days=36525)
+
+
+def shown(raw: object) -> str:
+    """A user's text inside a message: quoted, on one line, unprintable characters escaped, cut at 60 characters."""
+    text = str(raw)
+    text = text if len(text) <= 60 else text[:59] + "…"
+    return "'" + "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text) + "'"
+
+
+def hint(word: str, known: Iterable[str]) -> str:
+    """``did_you_mean``, but only for a near slip and never for long texts, over which it would take long."""
+    close = get_close_matches(word, [k for k in known if len(k) <= 100], n=1, cutoff=0.7) if len(word) <= 100 else []
+    return did_you_mean(word, close)
 
 
 def _parse_duration(raw: object) -> object:
     if isinstance(raw, timedelta):
-        return raw
-    match = _DURATION.match(raw.strip()) if isinstance(raw, str) else None
-    if match is None:
-        raise ValueError("a duration is a number and one of s, m, h, d, w, such as 48h or 14d")
-    span = timedelta(seconds=float(match[1]) * _SECONDS[match[2]])
-    if span <= timedelta(0):
-        raise ValueError("a duration must be longer than zero")
+        span = raw
+    else:
+        match = _DURATION.fullmatch(raw.strip()) if isinstance(raw, str) and len(raw) < 100 else None
+        if match is None:
+            raise ValueError("a duration is a number and one of s, m, h, d, w, such as 48h or 14d")
+        seconds = float(match[1]) * _SECONDS[match[2]]
+        span = timedelta(seconds=min(seconds, 2 * _LONGEST.total_seconds()))
+    if not timedelta(0) < span <= _LONGEST:
+        raise ValueError("a duration is longer than zero and at most 100 years")
     return span
 
 
 def format_duration(span: timedelta) -> str:
     """``14d``, ``48h``: the largest unit that divides the span exactly (days before weeks, as people write them)."""
-    seconds = span.total_seconds()
     for unit in "dhm":
-        if seconds % _SECONDS[unit] == 0:
-            return f"{seconds / _SECONDS[unit]:g}{unit}"
-    return f"{seconds:g}s"
+        if span % timedelta(seconds=_SECONDS[unit]) == timedelta(0):
+            return f"{span // timedelta(seconds=_SECONDS[unit])}{unit}"
+    return f"{span.total_seconds():.6f}".rstrip("0").rstrip(".") + "s"
 
 
 Duration = Annotated[
@@ -53,22 +78,105 @@ Duration = Annotated[
     WithJsonSchema({"type": "string", "pattern": _DURATION.pattern, "examples": ["14d", "48h"]}),
 ]
 
+_DAY = r"[0-9]{4}-[0-9]{2}-[0-9]{2}"
+_MOMENT = _DAY + r"([T ][0-9]{2}:[0-9]{2}(:[0-9]{2}(\.[0-9]{1,6})?)?(Z|[+-][0-9]{2}:[0-9]{2})?)?"
 
-def _midnight(raw: object) -> object:
-    return datetime(raw.year, raw.month, raw.day) if isinstance(raw, date) and not isinstance(raw, datetime) else raw
+
+def _parse_moment(raw: object) -> object:
+    # Left to pydantic, 20261215 would be seconds since 1970.
+    if isinstance(raw, str) and re.fullmatch(_MOMENT, raw.strip()):
+        try:
+            return datetime.fromisoformat(raw.strip())
+        except ValueError as error:
+            raise ValueError(f"{shown(raw)} is not in the calendar") from error
+    if isinstance(raw, date):
+        return raw if isinstance(raw, datetime) else datetime(raw.year, raw.month, raw.day)
+    raise ValueError(
+        "a date is written 2026-12-15, and a date with a time 2026-12-15T08:30 (add Z or +02:00 for a zone)"
+    )
 
 
-Moment = Annotated[datetime, BeforeValidator(_midnight)]
+def _parse_day(raw: object) -> object:
+    if isinstance(raw, str) and re.fullmatch(_DAY, raw.strip()):
+        try:
+            return date.fromisoformat(raw.strip())
+        except ValueError as error:
+            raise ValueError(f"{shown(raw)} is not in the calendar") from error
+    if isinstance(raw, date) and not isinstance(raw, datetime):
+        return raw
+    raise ValueError("a date is written 2026-12-15")
+
+
+Moment = Annotated[
+    datetime,
+    BeforeValidator(_parse_moment),
+    WithJsonSchema({"type": "string", "pattern": f"^{_MOMENT}$", "examples": ["2026-12-15", "2026-12-15T08:30Z"]}),
+]
 """A date or a date and time; without an offset it is in the project's time zone."""
 
+Day = Annotated[
+    date,
+    BeforeValidator(_parse_day),
+    WithJsonSchema({"type": "string", "pattern": f"^{_DAY}$", "examples": ["2027-03-31"]}),
+]
 
-def _name(raw: str) -> str:
-    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", raw):
-        raise ValueError(f"'{raw}' is not a name: letters, digits and underscores, not starting with a digit")
+_NAME = r"[A-Za-z_][A-Za-z0-9_]*"
+
+
+def check_name(raw: str) -> str:
+    """``raw`` where it is a name. Raises ValueError."""
+    if not re.fullmatch(_NAME, raw):
+        raise ValueError(f"{shown(raw)} is not a name: letters, digits and underscores, not starting with a digit")
+    if len(raw) > 100:
+        raise ValueError(f"{shown(raw)} is too long: a name has at most 100 characters")
     return raw
 
 
-Name = Annotated[str, AfterValidator(_name)]
+Name = Annotated[
+    str, AfterValidator(check_name), WithJsonSchema({"type": "string", "pattern": f"^{_NAME}$", "maxLength": 100})
+]
+
+
+def _zone(raw: str) -> str:
+    try:
+        ZoneInfo(raw)
+    except (KeyError, ValueError, OSError) as error:
+        raise ValueError(f"{shown(raw)} is not a time zone name such as UTC or Europe/Berlin") from error
+    return raw
+
+
+TimeZone = Annotated[str, AfterValidator(_zone)]
+
+
+@dataclass(frozen=True, slots=True)
+class _Like:
+    """Text of a given form: a message in words where it does not match, a pattern in the JSON Schema."""
+
+    pattern: str
+    message: str
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Callable[[Any], CoreSchema]) -> CoreSchema:
+        return handler(Annotated[source, AfterValidator(self._check), WithJsonSchema(self._schema())])
+
+    def _schema(self) -> JsonSchemaValue:
+        return {"type": "string", "pattern": f"^{self.pattern}$"}
+
+    def _check(self, raw: str) -> str:
+        if not re.fullmatch(self.pattern, raw):
+            raise ValueError(f"{shown(raw)} {self.message}")
+        return raw
+
+
+@dataclass(frozen=True, slots=True)
+class _Or:
+    """In the JSON Schema, what a BeforeValidator accepts besides the model's own map."""
+
+    shorthand: tuple[tuple[str, Any], ...]
+
+    def __get_pydantic_json_schema__(self, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        return {"anyOf": [dict(self.shorthand), handler(core)]}
+
+
 Sql = Annotated[str, Field(min_length=1, description="a SQL expression (DuckDB dialect); no statements, no templating")]
 
 
@@ -85,9 +193,9 @@ class DuckDBConnection(Noun):
     engine: Literal["duckdb"]
     path: str | None = None
     read_only: Literal[True] = True
-    memory_limit: str | None = Field(
-        None, pattern=r"^\d+(\.\d+)?\s*(MB|GB|MiB|GiB)$", description="default: a quarter of memory"
-    )
+    memory_limit: (
+        Annotated[str, _Like(r"[0-9]+(\.[0-9]+)?\s*(MB|GB|MiB|GiB)", "is not an amount of memory such as 4GB")] | None
+    ) = Field(None, description="default: a quarter of memory")
     temp_directory: str | None = Field(None, description="where to spill; default: a private folder under .payoff/")
     threads: int | None = Field(None, ge=1)
 
@@ -96,7 +204,7 @@ class LedgerConnection(Noun):
     """A SQLAlchemy URL for the ledger of results; never a place metrics are read from."""
 
     engine: Literal["sqlite", "postgres"]
-    url: str
+    url: str = Field(repr=False)  # it may hold a password
 
 
 Connection = Annotated[DuckDBConnection | LedgerConnection, Field(discriminator="engine")]
@@ -130,7 +238,7 @@ class Source(Noun):
     connection: Name | None = None
     where: Sql | None = None
     time: Sql | None = None
-    timezone: str | None = None
+    timezone: TimeZone | None = None
     through: Moment | None = None
     id: Sql | None = None
     entity: dict[Name, Sql] = Field(default_factory=dict)
@@ -166,8 +274,9 @@ class Anchor(Event):
     within: Duration | None = None
 
 
-EventRef = Annotated[Event, BeforeValidator(_event)]
-AnchorRef = Annotated[Anchor, BeforeValidator(_event)]
+_A_SOURCE = _Or((("type", "string"), ("pattern", f"^{_NAME}$")))
+EventRef = Annotated[Event, BeforeValidator(_event), _A_SOURCE]
+AnchorRef = Annotated[Anchor, BeforeValidator(_event), _A_SOURCE]
 
 
 class Percentile(Noun):
@@ -179,25 +288,23 @@ class Percentile(Noun):
 
 def _cap(raw: object) -> object:
     if isinstance(raw, str):
-        match = re.fullmatch(r"p(\d+(?:\.\d+)?)", raw.strip())
+        match = re.fullmatch(r"p([0-9]+(?:\.[0-9]+)?)", raw.strip())
         if match is None:
             raise ValueError("a cap is a number, a percentile such as p99, or {percentile: 99, of: nonzero}")
         return {"percentile": float(match[1])}
     return raw
 
 
+def _cap_form(raw: object) -> str:
+    return "percentile" if isinstance(raw, dict | Percentile) else "number"
+
+
+# Discriminated, so that a mistake is reported for the form that was written and not for both.
 Cap = Annotated[
-    Annotated[float, Field(gt=0)] | Percentile,
+    Annotated[float, Field(gt=0), Tag("number")] | Annotated[Percentile, Tag("percentile")],
+    Discriminator(_cap_form),
     BeforeValidator(_cap),
-    WithJsonSchema(
-        {
-            "anyOf": [
-                {"type": "number", "exclusiveMinimum": 0},
-                {"type": "string", "pattern": r"^p\d+(\.\d+)?$"},
-                Percentile.model_json_schema(),
-            ]
-        }
-    ),
+    _Or((("type", "string"), ("pattern", r"^p[0-9]+(\.[0-9]+)?$"))),
 ]
 
 Direction = Literal["up", "down"]
@@ -327,7 +434,31 @@ Metric = Annotated[
 ]
 
 
+def sources_of(metric: Metric) -> tuple[tuple[tuple[str, ...], str], ...]:
+    """The sources a metric reads, each with the keys that lead from the metric to where it is named."""
+    if isinstance(metric, ConversionMetric):
+        events = (("to", metric.to), ("after", metric.after))
+        return tuple(((key, "source"), event.source) for key, event in events if event is not None)
+    if isinstance(metric, RatioMetric):
+        parts = (("numerator", metric.numerator), ("denominator", metric.denominator))
+        return tuple(((key, "sum" if part.count is None else "count"), part.source) for key, part in parts)
+    return ((("from",), metric.from_),)
+
+
 # ---------------------------------------------------------------- experiments
+
+
+def _arm(raw: object) -> object:
+    return str(raw).lower() if isinstance(raw, bool) else str(raw) if isinstance(raw, int) else raw
+
+
+ArmName = Annotated[
+    str,
+    Field(min_length=1),
+    BeforeValidator(_arm),
+    WithJsonSchema({"type": ["string", "boolean", "integer"], "minLength": 1}),
+]
+"""Arms are text. A YAML boolean is spelt as SQL spells it."""
 
 
 class Assignment(Source):
@@ -339,18 +470,15 @@ class Assignment(Source):
 
     source: Name | None = None
     variant: Sql
-    control: str | bool | int
-    split: dict[str, Annotated[float, Field(gt=0)]] | None = None
-
-    @field_validator("split", mode="before")
-    @classmethod
-    def _text_arms(cls, raw: Any) -> Any:
-        return {_arm(key): share for key, share in raw.items()} if isinstance(raw, dict) else raw
+    control: ArmName
+    split: dict[ArmName, Annotated[float, Field(gt=0)]] | None = Field(None, min_length=2)
 
     @model_validator(mode="after")
     def _one_origin(self) -> Assignment:
         if sum(origin is not None for origin in (self.source, self.table, self.file, self.sql)) != 1:
             raise ValueError("an assignment has exactly one of source, table, file or sql")
+        if self.file is not None and self.connection is not None:
+            raise ValueError("a file has no connection")
         if self.source is not None:
             extra = [k for k in ("connection", "time", "timezone", "through", "id", "one_row_per") if getattr(self, k)]
             extra += [k for k in ("entity", "links") if getattr(self, k)]
@@ -362,12 +490,7 @@ class Assignment(Source):
 
     @property
     def control_arm(self) -> str:
-        return _arm(self.control)
-
-
-def _arm(raw: object) -> str:
-    """Arms are text. A YAML boolean is spelt as SQL spells it."""
-    return str(raw).lower() if isinstance(raw, bool) else str(raw)
+        return self.control
 
 
 class Stop(Noun):
@@ -420,7 +543,7 @@ class Value(Noun):
     per: str | None = None
     source: str | None = None
     owner: str | None = None
-    expires: date | None = None
+    expires: Day | None = None
 
     @model_validator(mode="after")
     def _ordered(self) -> Value:
@@ -439,10 +562,19 @@ def _cost(raw: object) -> object:
     return {"value": raw} if isinstance(raw, int | float) and not isinstance(raw, bool) else raw
 
 
+CostRef = Annotated[Cost, BeforeValidator(_cost), _Or((("type", "number"),))]
+
+
 class Decision(Noun):
     """Do it when P(threshold holds) is at least ``probability``. ``threshold`` compares roi, net or amount with a number."""
 
-    threshold: str = Field(pattern=r"^\s*(roi|net|amount)\s*(>=|<=|>|<)\s*-?\d+(\.\d+)?([eE][+-]?\d+)?\s*$")
+    threshold: Annotated[
+        str,
+        _Like(
+            r"(roi|net|amount)\s*(>=|<=|>|<)\s*-?[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]+)?",
+            "does not compare roi, net or amount with a number, such as roi > 0 or net >= 250000",
+        ),
+    ]
     probability: float = Field(gt=0, lt=1)
 
 
@@ -455,7 +587,7 @@ class Claim(Noun):
     statement: str
     evidence: tuple[Name, ...] = Field(min_length=1)
     amount: str
-    less: dict[Name, Annotated[Cost, BeforeValidator(_cost)]] = Field(default_factory=dict)
+    less: dict[Name, CostRef] = Field(default_factory=dict)
     decision: Decision | None = None
     sensitivity: tuple[Sensitivity, ...] = ()
     unit: str | None = None
@@ -480,8 +612,8 @@ class ProjectSpec(Noun):
 
     version: Literal[1]
     project: str = Field(min_length=1)
-    currency: str = Field("USD", pattern=r"^[A-Z]{3}$")
-    timezone: str = "UTC"
+    currency: Annotated[str, _Like(r"[A-Z]{3}", "is not a currency code of three capitals such as USD or EUR")] = "USD"
+    timezone: TimeZone = "UTC"
     defaults: Defaults = Field(default_factory=Defaults)
     connections: dict[Name, Connection] = Field(default_factory=dict)
     ledger: Name | None = Field(None, description="the connection that keeps results; default: .payoff/ledger.db")
@@ -493,14 +625,3 @@ class ProjectSpec(Noun):
     values: dict[Name, Value] = Field(default_factory=dict)
     claims: dict[Name, Claim] = Field(default_factory=dict)
     reports: dict[Name, Report] = Field(default_factory=dict)
-
-    @field_validator("timezone")
-    @classmethod
-    def _known_zone(cls, raw: str) -> str:
-        from zoneinfo import ZoneInfo
-
-        try:
-            ZoneInfo(raw)
-        except Exception as error:
-            raise ValueError(f"'{raw}' is not a time zone name such as UTC or Europe/Berlin") from error
-        return raw

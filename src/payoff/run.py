@@ -1,0 +1,526 @@
+"""One run, end to end: validate everything, plan the reads, fetch, answer, price, store.
+
+`Project` is what `payoff.load` returns and what every verb of the command line calls; `Run` is what came out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import uuid
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, date, datetime, timedelta
+from functools import cached_property
+from importlib.metadata import version
+from itertools import combinations
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from payoff import claims as pricing
+from payoff import __version__, registry
+from payoff.errors import DefinitionError, Problem, UsageError, did_you_mean
+from payoff.ledger import Ledger
+from payoff.methods.experiment import ExperimentDesign, MetricUse
+from payoff.result import Provenance, Refusal, Result
+from payoff.spec import amount as amounts
+from payoff.spec import loader
+from payoff.spec.loader import LoadedProject
+from payoff.spec.nouns import DuckDBConnection, LedgerConnection
+from payoff.warehouse.arms import ArmsReader, Step
+from payoff.warehouse.engine import Progress
+from payoff.warehouse.needs import ArmsData
+from payoff.warehouse.query import ExpressionError, select_only
+from payoff.warehouse.sources import Catalog, from_us
+from payoff.warehouse.volumes import rows_in, units_in
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+DEFAULT_SEED = 1
+
+
+class MissingColumns(DefinitionError):
+    """Definitions that name columns the data does not have: the place is in a file, the fault may be in the data."""
+
+    exit_code = 3
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run found. ``to_dict`` is the machine-readable contract; ``exit_code`` is 0, or 1 where something failed."""
+
+    run_id: str
+    project: str
+    currency: str
+    alpha: float
+    started: str
+    finished: str
+    as_of: str | None
+    seed: int
+    definition_hash: str
+    data_fingerprint: str
+    versions: Mapping[str, str]
+    results: tuple[Result, ...]
+    claims: tuple[pricing.ClaimResult, ...]
+    refusals: tuple[Refusal, ...]
+    reports: Mapping[str, Mapping[str, Any]]
+    plan: tuple[Step, ...]
+    warnings: tuple[Problem, ...] = ()
+
+    def failures(self) -> list[str]:
+        """What makes the exit code 1: failed checks, breached guardrails, claims whose decision rule is not met."""
+        out = [f"{r.name}: check {c.name} failed" for r in self.results for c in r.failed()]
+        out += [
+            f"{r.name}: guardrail {m.metric} breached ({m.contrast})"
+            for r in self.results
+            for m in r.readings
+            if m.state == "breached"
+        ]
+        out += [f"{c.name}: the decision rule is not met" for c in self.claims if c.decision and not c.decision.met]
+        return out
+
+    @property
+    def exit_code(self) -> int:
+        return 1 if self.failures() else 0
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "project": self.project,
+            "run_id": self.run_id,
+            "currency": self.currency,
+            "alpha": self.alpha,
+            "started": self.started,
+            "finished": self.finished,
+            "as_of": self.as_of,
+            "seed": self.seed,
+            "definition_hash": self.definition_hash,
+            "data_fingerprint": self.data_fingerprint,
+            "versions": dict(self.versions),
+            "results": [r.to_dict() for r in self.results],
+            "claims": [c.to_dict() for c in self.claims],
+            "refusals": [r.to_dict() for r in self.refusals] + [r.to_dict() for x in self.results for r in x.refusals],
+            "failures": self.failures(),
+            "reports": {name: dict(report) for name, report in self.reports.items()},
+            "plan": [step.to_dict() for step in self.plan],
+            "warnings": [str(w) for w in self.warnings],
+        }
+
+    def _repr_html_(self) -> str:
+        from payoff.report.html import snippet
+
+        return snippet(self.to_dict())
+
+    def __str__(self) -> str:
+        from payoff.report.terminal import text
+
+        return text(self.to_dict())
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One experiment's or claim's outcome with ways to look at it. ``outcome`` is the Result, ClaimResult or Refusal itself."""
+
+    outcome: Result | pricing.ClaimResult | Refusal
+    run: Run
+
+    def to_dict(self) -> dict[str, Any]:
+        return self.outcome.to_dict()
+
+    def to_arrow(self) -> pa.Table:
+        """Estimates (of a claim: its inputs) as a table, one row each."""
+        import pyarrow as pa
+
+        if isinstance(self.outcome, Refusal):
+            return pa.Table.from_pylist([self.outcome.to_dict()])
+        rows = self.to_dict()["estimates" if isinstance(self.outcome, Result) else "inputs"]
+        keys = [k for k in (rows[0] if rows else {}) if not isinstance(rows[0][k], dict | list)]
+        return pa.Table.from_pylist([{k: row[k] for k in keys} for row in rows])
+
+    def to_frame(self) -> Any:
+        """The same as a pandas DataFrame. Raises MissingExtra where pandas is not installed."""
+        try:
+            import pandas  # noqa: F401
+        except ImportError:
+            from payoff.errors import MissingExtra
+
+            raise MissingExtra("frames", "to_frame()") from None
+        return self.to_arrow().to_pandas()
+
+    def sql(self) -> str:
+        """The statements that were executed, in order."""
+        provenance = self.outcome.provenance if isinstance(self.outcome, Result) else None
+        steps = provenance.sql if provenance else tuple((s.name, s.sql) for s in self.run.plan)
+        return "\n\n".join(f"-- {name}\n{text};" for name, text in steps)
+
+    def explain(self) -> str:
+        """The plan in words: what was read, for what."""
+        return "\n".join(describe(step) for step in self.run.plan)
+
+    def plot(self) -> str:
+        """The effects against zero (of a claim: its bridge from amount to net) as SVG text."""
+        from payoff.report.html import chart
+
+        return chart(self._only())
+
+    def _only(self) -> dict[str, Any]:
+        """The run's dict with nothing but this outcome in it."""
+        whole = self.run.to_dict()
+        mine = self.to_dict()
+        keep = {"results": Result, "claims": pricing.ClaimResult, "refusals": Refusal}
+        return {
+            **whole,
+            **{key: [mine] if isinstance(self.outcome, kind) else [] for key, kind in keep.items()},
+            "reports": {},
+        }
+
+    def _repr_html_(self) -> str:
+        from payoff.report.html import snippet
+
+        return snippet(self._only())
+
+    def __str__(self) -> str:
+        from payoff.report.terminal import text
+
+        return text(self._only())
+
+
+class Asked:
+    """An experiment or a claim of a project: ``run()`` answers it, ``explain()`` shows the plan without running it."""
+
+    def __init__(self, project: Project, kind: str, name: str) -> None:
+        self._project, self.kind, self.name = project, kind, name
+
+    def run(self, seed: int = DEFAULT_SEED, record: bool = True) -> Answer:
+        full = f"{self.kind}.{self.name}"
+        run = self._project.run([full], seed=seed, record=record)
+        outcomes: Iterator[Result | pricing.ClaimResult | Refusal] = iter((*run.results, *run.claims, *run.refusals))
+        return Answer(next(o for o in outcomes if o.name == full), run)
+
+    def explain(self) -> str:
+        return "\n".join(describe(step) for step in self._project.plan([f"{self.kind}.{self.name}"]))
+
+    def __repr__(self) -> str:
+        return f"<{self.kind}.{self.name} of {self._project.spec.project}: call run()>"
+
+
+def describe(step: Step) -> str:
+    """One plan step in a line or two."""
+    reads = f" <- {step.reads} ({', '.join(step.columns)})" if step.reads else ""
+    serves = f"\n    serves {', '.join(step.serves)}" if step.serves else ""
+    return f"{step.name}{reads}\n    {step.purpose}{serves}"
+
+
+class Project:
+    """A project with its definitions loaded and every reference checked. Data is read only when something is asked."""
+
+    def __init__(self, loaded: LoadedProject) -> None:
+        self.loaded = loaded
+
+    @classmethod
+    def load(cls, path: str | Path = ".") -> Project:
+        return cls(loader.load(Path(path)))
+
+    @property
+    def spec(self) -> Any:
+        return self.loaded.spec
+
+    @property
+    def root(self) -> Path:
+        return self.loaded.root
+
+    @cached_property
+    def experiments(self) -> dict[str, Asked]:
+        return {name: Asked(self, "experiments", name) for name in self.loaded.spec.experiments}
+
+    @cached_property
+    def claims(self) -> dict[str, Asked]:
+        return {name: Asked(self, "claims", name) for name in self.loaded.spec.claims}
+
+    def __repr__(self) -> str:
+        spec = self.loaded.spec
+        return f"<Payoff project {spec.project}: {len(spec.experiments)} experiments, {len(spec.claims)} claims>"
+
+    # ---------------------------------------------------------------- what was asked
+
+    def _asked(self, names: Sequence[str] | None) -> tuple[list[str], list[str]]:
+        """(experiments, claims) for names such as ``x``, ``experiments.x`` or ``claims.y``; everything for None."""
+        spec = self.loaded.spec
+        if not names:
+            chosen, claims = list(spec.experiments), list(spec.claims)
+        else:
+            chosen, claims = [], []
+            for name in names:
+                kind, _, bare = name.rpartition(".")
+                if kind not in ("", "experiments", "claims"):
+                    raise UsageError(f"'{name}' is not an experiment or a claim of this project")
+                in_experiments = bare in spec.experiments and kind != "claims"
+                in_claims = bare in spec.claims and kind != "experiments"
+                if in_experiments and in_claims:
+                    raise UsageError(f"'{bare}' is an experiment and a claim; say experiments.{bare} or claims.{bare}")
+                if in_experiments:
+                    chosen.append(bare)
+                elif in_claims:
+                    claims.append(bare)
+                else:
+                    known = [*spec.experiments, *spec.claims]
+                    raise UsageError(
+                        f"'{name}' is not an experiment or a claim of this project{did_you_mean(bare, known)}"
+                    )
+        for claim in claims:
+            chosen += [e for e in spec.claims[claim].evidence if e not in chosen]
+        return list(dict.fromkeys(chosen)), list(dict.fromkeys(claims))
+
+    def _designs(self, experiments: Iterable[str]) -> list[ExperimentDesign]:
+        spec, loaded = self.loaded.spec, self.loaded
+        out = []
+        for name in experiments:
+            experiment = spec.experiments[name]
+            source_name, source = loaded.source_of(name)
+            uses = tuple(
+                MetricUse(use.metric, spec.metrics[use.metric], use.role, loaded.window_of(use.metric, name))
+                for use in loaded.metrics_of(name)
+            )
+            if not uses:
+                raise UsageError(
+                    f"experiments.{name} reads no metric; name a primary, or define metrics over its units"
+                )
+            measured = {use.name for use in uses}
+            crosses: set[tuple[str, str]] = set()
+            for claim in spec.claims.values():
+                if name in claim.evidence:
+                    priced = [m for m, _ in amounts.parse(claim.amount).effects if m in measured]
+                    crosses |= set(combinations(sorted(set(priced)), 2))
+            out.append(
+                ExperimentDesign(
+                    name=name,
+                    experiment=experiment,
+                    source=source_name,
+                    entity=loaded.entity_of(name),
+                    metrics=uses,
+                    zone=spec.timezone,
+                    currency=spec.currency,
+                    alpha=experiment.alpha or spec.defaults.alpha,
+                    min_cell=spec.defaults.min_cell,
+                    timed=source.time is not None,
+                    crosses=tuple(sorted(crosses)),
+                    default_window=experiment.window or spec.defaults.window,
+                )
+            )
+        return out
+
+    # ---------------------------------------------------------------- reading
+
+    def catalog(self, sources: Iterable[str] | None = None, progress: Progress | None = None) -> Catalog:
+        """The sources named (default: all), opened read-only. Use as a context manager."""
+        spec = self.loaded.spec
+        known = self.loaded.sources()
+        wanted = known if sources is None else {name: known[name] for name in sources}
+        connections = {n: c for n, c in spec.connections.items() if isinstance(c, DuckDBConnection)}
+        used = {self.loaded.connection_of(s) for s in wanted.values()} - {None}
+        if used:
+            connections = {n: c for n, c in connections.items() if n in used or c.path is None}
+        else:
+            connections = {n: replace_path(c) for n, c in connections.items()}
+        return Catalog(wanted, spec.entities, connections, self.root, spec.timezone, progress)
+
+    def check_sql(self, catalog: Catalog, sources: Iterable[str]) -> None:
+        """Every SQL expression over ``sources`` against their columns. Raises with the place of each that fails."""
+        problems: list[Problem] = []
+        codes: set[str] = set()
+        wanted = set(sources)
+        for name in sorted(wanted):
+            text = self.loaded.sources()[name].sql
+            if text is not None:
+                try:
+                    select_only(text)
+                except ExpressionError as error:
+                    codes.add(error.code)
+                    problems.append(self._problem(("sources", name, "sql"), error))
+        if problems:
+            raise DefinitionError(problems)
+        for piece in self.loaded.sql_fragments():
+            if piece.source not in wanted:
+                continue
+            try:
+                catalog.view(piece.source).scalar(piece.text)
+            except ExpressionError as error:
+                codes.add(error.code)
+                problems.append(self._problem(piece.path, error))
+        if problems:
+            raise (MissingColumns if codes == {"unknown-column"} else DefinitionError)(problems)
+
+    def _problem(self, steps: loader.Steps, error: ExpressionError) -> Problem:
+        file, line, column = self.loaded.positions.of(*steps)
+        return Problem(file, line, column, error.code, str(error))
+
+    def _sources_of(self, designs: Sequence[ExperimentDesign]) -> list[str]:
+        method = registry.method("experiment")
+        found: list[str] = []
+        for design in designs:
+            need = method.needs(design)
+            found.append(need.source)
+            for metric in need.metrics:
+                for measure in metric.measures:
+                    found.append(measure.source)
+                    if measure.after is not None:
+                        found.append(measure.after.source)
+        return list(dict.fromkeys(found))
+
+    def plan(self, names: Sequence[str] | None = None) -> list[Step]:
+        """The reads that a run would do, in order, with their SQL. Looks at columns, reads no rows."""
+        experiments, _ = self._asked(names)
+        designs = self._designs(experiments)
+        if not designs:
+            return []
+        sources = self._sources_of(designs)
+        method = registry.method("experiment")
+        with self.catalog(sources) as catalog:
+            self.check_sql(catalog, sources)
+            return ArmsReader(catalog, [method.needs(d) for d in designs]).plan()
+
+    def run(
+        self,
+        names: Sequence[str] | None = None,
+        *,
+        seed: int = DEFAULT_SEED,
+        record: bool = True,
+        today: date | None = None,
+        progress: Progress | None = None,
+        actor: str | None = None,
+        command: str | None = None,
+    ) -> Run:
+        """Answer the experiments and claims named (default: all), and append the run to the ledger unless ``record`` is off."""
+        spec = self.loaded.spec
+        started = datetime.now(UTC)
+        experiments, claim_names = self._asked(names)
+        designs = self._designs(experiments)
+        outcomes: dict[str, Result | Refusal] = {}
+        plan: tuple[Step, ...] = ()
+        fingerprints: dict[str, str] = {}
+        as_of: list[int] = []
+        volumes: dict[tuple[str, timedelta], pricing.Volume] = {}
+        populations: dict[tuple[str, timedelta | None], pricing.Population] = {}
+        per_claim: dict[str, dict[tuple[str, timedelta | None], pricing.Population]] = {}
+        versions = _versions()
+        if designs:
+            method = registry.method("experiment")
+            sources = self._sources_of(designs)
+            extra = [s for c in claim_names for s, _ in amounts.parse(spec.claims[c].amount).volumes]
+            with self.catalog([*sources, *(s for s in extra if s not in sources)], progress) as catalog:
+                self.check_sql(catalog, [*sources, *extra])
+                reader = ArmsReader(catalog, [method.needs(d) for d in designs])
+                fetched = reader.fetch()
+                plan = tuple(reader.steps)
+                for design in designs:
+                    data: ArmsData = fetched[design.name]
+                    rng = np.random.default_rng([seed, len(outcomes)])
+                    outcome = method.answer(design, data, rng)
+                    for profile in data.sources.values():
+                        fingerprints[profile.name] = _digest(
+                            profile.fingerprint, profile.rows, profile.first_us, profile.last_us
+                        )
+                    if data.as_of_us is not None:
+                        as_of.append(data.as_of_us)
+                    if isinstance(outcome, Result):
+                        provenance = Provenance(
+                            sql=data.sql,
+                            definition_hash=self.loaded.definition_hash,
+                            data_fingerprint=_digest(*(fingerprints[s] for s in sorted(data.sources))),
+                            seed=seed,
+                            as_of=None if data.as_of_us is None else from_us(data.as_of_us),
+                            versions=versions,
+                        )
+                        outcome = replace(outcome, provenance=provenance)
+                    outcomes[design.name] = outcome
+                by_name = {d.name: d for d in designs}
+                for claim in claim_names:
+                    wanted = amounts.parse(spec.claims[claim].amount)
+                    for source, period in wanted.volumes:
+                        if (source, period) not in volumes:
+                            counted = rows_in(catalog, source, period)
+                            volumes[source, period] = pricing.Volume(
+                                counted.value, counted.se, counted.days, counted.notes
+                            )
+                    for entity, span in wanted.populations:
+                        evidence = next(
+                            (by_name[e] for e in spec.claims[claim].evidence if by_name[e].entity == entity), None
+                        )
+                        if evidence is None:
+                            continue
+                        assignment = evidence.experiment.assignment
+                        where = assignment.where if assignment.source is not None else None
+                        counted = units_in(catalog, evidence.source, entity, where, span)
+                        people = pricing.Population(counted.value, counted.days, counted.notes)
+                        per_claim.setdefault(claim, {})[entity, span] = people
+        priced: list[pricing.ClaimResult] = []
+        refusals = [o for o in outcomes.values() if isinstance(o, Refusal)]
+        for claim in claim_names:
+            populations = per_claim.get(claim, {})
+            answer = pricing.price(
+                f"claims.{claim}",
+                spec.claims[claim],
+                outcomes,
+                spec.values,
+                volumes,
+                populations,
+                spec.currency,
+                today or datetime.now(UTC).date(),
+                seed,
+                alpha=spec.defaults.alpha,
+            )
+            if isinstance(answer, Refusal):
+                refusals.append(answer)
+            else:
+                priced.append(answer)
+        run = Run(
+            run_id=uuid.uuid4().hex,
+            project=spec.project,
+            currency=spec.currency,
+            alpha=spec.defaults.alpha,
+            started=started.isoformat(timespec="seconds"),
+            finished=datetime.now(UTC).isoformat(timespec="seconds"),
+            as_of=from_us(max(as_of)) if as_of else None,
+            seed=seed,
+            definition_hash=self.loaded.definition_hash,
+            data_fingerprint=_digest(*(fingerprints[s] for s in sorted(fingerprints))),
+            versions=versions,
+            results=tuple(o for o in outcomes.values() if isinstance(o, Result)),
+            claims=tuple(priced),
+            refusals=tuple(refusals),
+            reports={name: report.model_dump(mode="json") for name, report in spec.reports.items()},
+            plan=plan,
+            warnings=self.loaded.warnings,
+        )
+        if record:
+            with self.ledger() as ledger:
+                ledger.append({**run.to_dict(), **({"command": command} if command else {})}, actor=actor)
+        return run
+
+    # ---------------------------------------------------------------- what is kept
+
+    def ledger(self, *, read_only: bool = False) -> Ledger:
+        """The ledger of results: the project's own, or the connection that ``ledger:`` names."""
+        spec = self.loaded.spec
+        if spec.ledger is None:
+            return Ledger.open(self.root / ".payoff" / "ledger.db", read_only=read_only)
+        connection = spec.connections[spec.ledger]
+        assert isinstance(connection, LedgerConnection)
+        return Ledger.open(connection.url, read_only=read_only)
+
+
+def replace_path(connection: DuckDBConnection) -> DuckDBConnection:
+    """The same settings without the database, for a run that reads only files."""
+    return connection.model_copy(update={"path": None})
+
+
+def _digest(*parts: object) -> str:
+    return hashlib.sha256(json.dumps([str(p) for p in parts]).encode()).hexdigest()
+
+
+def _versions() -> dict[str, str]:
+    names = ("duckdb", "sqlglot", "numpy", "scipy")
+    return {"python": platform.python_version(), "payoff": __version__, **{name: version(name) for name in names}}

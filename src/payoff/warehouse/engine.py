@@ -1,0 +1,199 @@
+"""The embedded engine: DuckDB, opened read-only and locked down before the first query.
+
+Databases are attached READ_ONLY to an in-memory session; only the files that sources name may be read; nothing may be
+written but temporary tables, which spill to a private folder. Once locked, no setting can be changed back.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import TypeVar
+
+import duckdb
+import pyarrow as pa
+from sqlglot import exp
+
+from payoff.errors import ConnectionFailed, DataError
+from payoff.spec.nouns import DuckDBConnection
+from payoff.warehouse.query import Query
+
+T = TypeVar("T")
+Progress = Callable[[str, float | None], None]
+"""Told the step's name and the share done (0 to 1, or None where the engine cannot say)."""
+
+
+def quarter_of_memory() -> str:
+    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return f"{max(pages // 4 // 2**20, 256)}MiB"
+
+
+class DuckDBEngine:
+    """A session over every DuckDB connection of a project.
+
+    ``files`` are the absolute paths that ``file:`` sources resolved to. Raises ConnectionFailed when a database cannot be
+    opened. Use as a context manager: the spill folder goes with it.
+    """
+
+    def __init__(
+        self,
+        connections: Mapping[str, DuckDBConnection],
+        root: Path,
+        files: Iterable[str] = (),
+        progress: Progress | None = None,
+    ) -> None:
+        self._progress = progress
+        settings = next(iter(connections.values()), None)
+        spill_root = root / settings.temp_directory if settings and settings.temp_directory else None
+        try:
+            if spill_root is not None:
+                spill_root.mkdir(parents=True, exist_ok=True)
+            self._spill = tempfile.mkdtemp(prefix="payoff-spill-", dir=spill_root)
+        except OSError as error:
+            raise ConnectionFailed(f"no folder to spill to: {error}") from error
+        try:
+            self._open(connections, root, files, settings)
+        except BaseException:
+            shutil.rmtree(self._spill, ignore_errors=True)
+            raise
+
+    def _open(
+        self,
+        connections: Mapping[str, DuckDBConnection],
+        root: Path,
+        files: Iterable[str],
+        settings: DuckDBConnection | None,
+    ) -> None:
+        self._connection = duckdb.connect(":memory:")
+        for name, declared in connections.items():
+            if declared.path is None:
+                continue
+            path = (root / declared.path).resolve()
+            if not path.is_file():
+                raise ConnectionFailed(f"connection '{name}': there is no database at {path}")
+            attach = exp.Literal.string(str(path)).sql("duckdb"), exp.to_identifier(name, quoted=True).sql("duckdb")
+            try:
+                self._connection.execute(f"ATTACH {attach[0]} AS {attach[1]} (READ_ONLY)")
+            except duckdb.Error as error:
+                raise ConnectionFailed(f"connection '{name}': {path} cannot be opened: {_plain(error)}") from error
+        limit = settings.memory_limit if settings and settings.memory_limit else quarter_of_memory()
+        options: dict[str, object] = {
+            "memory_limit": limit.replace(" ", ""),
+            "temp_directory": self._spill,
+            "TimeZone": "UTC",
+            "preserve_insertion_order": False,
+            "enable_progress_bar": True,
+            "enable_progress_bar_print": False,
+            "allowed_paths": sorted(set(files)),
+            "enable_external_access": False,
+            "lock_configuration": True,
+        }
+        if settings and settings.threads:
+            options = {"threads": settings.threads, **options}
+        for option, value in options.items():
+            text = exp.convert(value).sql("duckdb")
+            self._connection.execute(f"SET {option} = {text}")
+
+    def __enter__(self) -> DuckDBEngine:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._connection.close()
+        shutil.rmtree(self._spill, ignore_errors=True)
+
+    # ---------------------------------------------------------------- running
+
+    def fetch(self, query: Query, what: str, source: str | None = None) -> pa.Table:
+        """Run a SELECT. ``what`` names the step for progress and errors. Raises DataError or ConnectionFailed."""
+        text = query.render()
+        return self._watched(lambda: self._connection.sql(text).to_arrow_table(), what, source)
+
+    def row(self, query: Query, what: str, source: str | None = None) -> dict[str, object]:
+        """The single row of a SELECT that always has one."""
+        rows: list[dict[str, object]] = self.fetch(query, what, source).to_pylist()
+        return rows[0]
+
+    def keep(self, table: str, query: Query, what: str, source: str | None = None) -> str:
+        """Keep the rows of a SELECT in a temporary table of this session. Returns the statement's text."""
+        statement = exp.Create(
+            this=exp.to_table(table),
+            kind="TABLE",
+            expression=query.tree.copy(),
+            properties=exp.Properties(expressions=[exp.TemporaryProperty()]),
+        ).sql("duckdb", pretty=True)
+        self._run(statement, what, source)
+        return statement
+
+    def drop(self, table: str) -> None:
+        self._connection.execute(f"DROP TABLE IF EXISTS {exp.to_identifier(table, quoted=True).sql('duckdb')}")
+
+    def types(self, query: Query, source: str | None = None) -> dict[str, str]:
+        """Column name -> type of a SELECT, without running it."""
+        rows = self._run(f"DESCRIBE {query.render()}", "look at columns", source).fetchall()
+        return {str(row[0]): str(row[1]) for row in rows}
+
+    def _run(self, text: str, what: str, source: str | None) -> duckdb.DuckDBPyConnection:
+        return self._watched(lambda: self._connection.execute(text), what, source)
+
+    def _watched(self, run: Callable[[], T], what: str, source: str | None) -> T:
+        watcher = _Watcher(self._connection, self._progress, what) if self._progress else None
+        try:
+            return run()
+        except duckdb.Error as error:
+            raise _translated(error, what, source) from error
+        finally:
+            if watcher is not None:
+                watcher.stop()
+
+
+class _Watcher:
+    """Tells how far the running statement is, from a thread of its own."""
+
+    def __init__(self, connection: duckdb.DuckDBPyConnection, progress: Progress, what: str) -> None:
+        self._done = threading.Event()
+        progress(what, None)
+
+        def watch() -> None:
+            while not self._done.wait(0.2):
+                share = connection.query_progress()
+                progress(what, share / 100 if share >= 0 else None)
+
+        self._thread = threading.Thread(target=watch, daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._done.set()
+        self._thread.join()
+
+
+def _plain(error: Exception) -> str:
+    text = str(error).split("\n\n")[0].split("\nLINE ")[0]
+    return " ".join(text.split())
+
+
+def _translated(error: duckdb.Error, what: str, source: str | None) -> DataError | ConnectionFailed:
+    reason = _plain(error)
+    if (
+        isinstance(error, duckdb.OutOfMemoryException)
+        or "No space left" in reason
+        or "max_temp_directory_size" in reason
+    ):
+        return ConnectionFailed(
+            f"{what}: out of memory or of room to spill ({reason}). Raise memory_limit or point temp_directory at a"
+            " larger disk in the project's connection"
+        )
+    if isinstance(error, duckdb.CatalogException):
+        return DataError(f"{what}: {reason}", source=source)
+    if isinstance(error, duckdb.IOException):
+        return ConnectionFailed(f"{f'source {source!r}: ' if source else ''}{what}: cannot be read: {reason}")
+    return DataError(f"{what}: {reason}", source=source)

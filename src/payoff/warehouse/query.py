@@ -1,0 +1,345 @@
+"""SQL written as SQL (DuckDB dialect), parsed once, bound as syntax trees. User expressions pass an allow-list here.
+
+Nothing in Payoff joins SQL as text: a placeholder ``$name`` in a template becomes a literal, an expression or a list of
+expressions, and a table named like a part becomes a common table expression that an analyst can read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date, datetime
+from functools import lru_cache
+
+import sqlglot
+from sqlglot import exp
+from sqlglot.errors import SqlglotError
+
+from payoff.errors import did_you_mean
+
+Bound = exp.Expr | str | int | float | bool | datetime | date | None
+
+
+class ExpressionError(ValueError):
+    """A user's SQL expression is not one: bad syntax, not on the allow-list, or an unknown column. ``code`` names which."""
+
+    def __init__(self, code: str, message: str) -> None:
+        self.code = code
+        super().__init__(message)
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """A bound SELECT. ``render`` gives the text that is executed."""
+
+    tree: exp.Query
+
+    def render(self, dialect: str = "duckdb") -> str:
+        return self.tree.sql(dialect=dialect, pretty=True)
+
+
+@lru_cache(maxsize=256)
+def _parse(template: str) -> exp.Query:
+    tree = sqlglot.parse_one(template, read="duckdb")
+    assert isinstance(tree, exp.Query), template
+    return tree
+
+
+def sql(template: str, **parts: Bound | Query | Sequence[exp.Expr]) -> Query:
+    """Bind ``parts`` into ``template``: Query -> CTE of the same name, list -> several expressions, else one node.
+
+    Raises KeyError for a placeholder without a part, and for a part that the template does not use.
+    """
+    tree = _parse(template).copy()
+    used: set[str] = set()
+    for node in list(tree.find_all(exp.Placeholder)):
+        part = parts[node.name]
+        used.add(node.name)
+        if isinstance(part, Query):
+            raise TypeError(f"${node.name} is a query; name it as a table")
+        if isinstance(part, list | tuple):
+            siblings = node.parent.args[node.arg_key] if node.parent else None
+            if not isinstance(siblings, list):
+                raise TypeError(f"${node.name} is a list where one expression is expected")
+            at = next(i for i, sibling in enumerate(siblings) if sibling is node)
+            assert node.parent is not None and node.arg_key is not None
+            node.parent.set(node.arg_key, [*siblings[:at], *(p.copy() for p in part), *siblings[at + 1 :]])
+        else:
+            node.replace(literal(part))
+    tables = {table.name for table in tree.find_all(exp.Table) if not table.db}
+    for name, part in parts.items():
+        if isinstance(part, Query) and name in tables:
+            used.add(name)
+            body = part.tree.copy()
+            for inner in body.ctes:  # one flat list of steps reads better than nested WITHs
+                tree = tree.with_(inner.alias, as_=inner.this, copy=False)
+            body.set("with_", None)
+            tree = tree.with_(name, as_=body, copy=False)
+    if unused := set(parts) - used:
+        raise KeyError(f"parts not used by the template: {', '.join(sorted(unused))}")
+    return Query(tree)
+
+
+def literal(value: Bound) -> exp.Expr:
+    if isinstance(value, exp.Expr):
+        return value.copy()
+    if isinstance(value, datetime):
+        kind = "TIMESTAMPTZ" if value.tzinfo else "TIMESTAMP"
+        return exp.cast(exp.Literal.string(value.isoformat(sep=" ")), kind)
+    return exp.convert(value)
+
+
+def column(name: str, table: str | None = None) -> exp.Column:
+    return exp.column(exp.to_identifier(name, quoted=True), table=table)
+
+
+def fragment(text: str, **parts: Bound) -> exp.Expr:
+    """A piece of our own SQL, bound like ``sql``. Never for a user's text: that is ``scalar``."""
+    select = sql(f"SELECT {text} AS it", **parts).tree
+    return select.expressions[0].this  # type: ignore[no-any-return]
+
+
+def conjunction(*conditions: exp.Expr | None) -> exp.Expr:
+    present = [exp.paren(c.copy()) for c in conditions if c is not None]
+    return exp.and_(*present) if present else exp.true()
+
+
+# ---------------------------------------------------------------- users' expressions
+
+# Row-wise and deterministic only: no sub-query, aggregate, window, table function, file, setting, clock or dice.
+_STRUCTURE = (
+    exp.Column,
+    exp.Identifier,
+    exp.Literal,
+    exp.Boolean,
+    exp.Null,
+    exp.Paren,
+    exp.Case,
+    exp.If,
+    exp.In,
+    exp.Between,
+    exp.Cast,
+    exp.TryCast,
+    exp.DataType,
+    exp.DataTypeParam,
+    exp.Interval,
+    exp.Var,
+    exp.Tuple,
+    exp.Array,
+    exp.Bracket,
+    exp.Slice,
+    exp.Dot,
+    exp.Not,
+    exp.Neg,
+    exp.And,
+    exp.Or,
+    exp.EQ,
+    exp.NEQ,
+    exp.GT,
+    exp.GTE,
+    exp.LT,
+    exp.LTE,
+    exp.Is,
+    exp.NullSafeEQ,
+    exp.NullSafeNEQ,
+    exp.Add,
+    exp.Sub,
+    exp.Mul,
+    exp.Div,
+    exp.IntDiv,
+    exp.BitwiseAnd,
+    exp.BitwiseOr,
+    exp.Mod,
+    exp.Like,
+    exp.ILike,
+    exp.Escape,
+    exp.DPipe,
+    exp.Concat,
+    exp.JSONExtract,
+    exp.JSONExtractScalar,
+    exp.JSONPath,
+    exp.JSONPathKey,
+    exp.JSONPathRoot,
+    exp.JSONPathSubscript,
+)
+_FUNCTIONS = (
+    exp.Abs,
+    exp.Ceil,
+    exp.Floor,
+    exp.Round,
+    exp.Greatest,
+    exp.Least,
+    exp.Coalesce,
+    exp.Nullif,
+    exp.Lower,
+    exp.Upper,
+    exp.Trim,
+    exp.Length,
+    exp.Substring,
+    exp.Left,
+    exp.Right,
+    exp.Replace,
+    exp.StartsWith,
+    exp.EndsWith,
+    exp.Contains,
+    exp.SplitPart,
+    exp.RegexpLike,
+    exp.RegexpExtract,
+    exp.RegexpReplace,
+    exp.TimestampTrunc,
+    exp.DateTrunc,
+    exp.Extract,
+    exp.Year,
+    exp.Month,
+    exp.Day,
+    exp.DayOfWeek,
+    exp.Week,
+    exp.Hour,
+    exp.Minute,
+    exp.Second,
+    exp.TsOrDsToDate,
+    exp.Date,
+    exp.DateAdd,
+    exp.DateDiff,
+    exp.StrToTime,
+    exp.TimeToStr,
+    exp.TimeToUnix,
+    exp.UnixToTime,
+    exp.Exp,
+    exp.Ln,
+    exp.Log,
+    exp.Pow,
+    exp.Sqrt,
+    exp.Sign,
+    exp.IsNan,
+    exp.IsInf,
+    exp.ArrayContains,
+    exp.AtTimeZone,
+)
+_BY_NAME = {
+    "to_timestamp",
+    "epoch",
+    "epoch_ms",
+    "epoch_us",
+    "make_timestamp",
+    "make_date",
+    "try_strptime",
+    "date_part",
+    "isfinite",
+    "list_contains",
+    "array_length",
+    "len",
+    "instr",
+    "strip_accents",
+    "log10",
+    "log2",
+    "day",
+    "dayofweek",
+    "hour",
+    "minute",
+    "second",
+}
+
+
+@lru_cache(maxsize=4096)
+def _checked(text: str) -> exp.Expr:
+    try:
+        statements = [s for s in sqlglot.parse(text, read="duckdb") if s is not None]
+    except SqlglotError as error:
+        reason = error.errors[0]["description"] if getattr(error, "errors", None) else str(error)
+        raise ExpressionError("bad-sql", f"'{_short(text)}' is not a SQL expression: {reason}") from None
+    except RecursionError:
+        raise ExpressionError("bad-sql", f"'{_short(text)}' is nested too deeply") from None
+    if len(statements) != 1 or not isinstance(statements[0], exp.Expr):
+        raise ExpressionError("bad-sql", f"'{_short(text)}' is not one SQL expression")
+    tree = statements[0]
+    for node in tree.walk():
+        if isinstance(node, _STRUCTURE + _FUNCTIONS):
+            continue
+        if isinstance(node, exp.Anonymous) and node.name.lower() in _BY_NAME:
+            continue
+        if isinstance(node, exp.Func):
+            what = f"{node.name if isinstance(node, exp.Anonymous) else node.sql_name()}()".lower()
+        else:
+            what = type(node).__name__.lower()
+        if isinstance(node, exp.AggFunc):
+            what += " (an aggregate: the metric's kind aggregates)"
+        raise ExpressionError(
+            "sql-not-allowed", f"'{_short(text)}' uses {what}, which an expression in a definition may not use"
+        )
+    for node in tree.walk():
+        node.comments = None
+    return tree
+
+
+def _short(text: str) -> str:
+    flat = " ".join(text.split())
+    return flat if len(flat) <= 80 else flat[:77] + "..."
+
+
+def scalar(text: str, columns: Mapping[str, str], source: str) -> exp.Expr:
+    """A user's expression over the columns of one source, checked and with its columns resolved.
+
+    ``columns`` maps each column to its type. Raises ExpressionError (bad-sql, sql-not-allowed, unknown-column).
+    """
+    tree = _checked(text).copy()
+    known = {name.lower(): name for name in columns}
+
+    def resolve(node: exp.Expr) -> exp.Expr:
+        if not isinstance(node, exp.Column):
+            return node
+        path = [part.name for part in node.parts]
+        if path[0].lower() not in known:
+            raise ExpressionError(
+                "unknown-column", f"source '{source}' has no column '{path[0]}'{did_you_mean(path[0], columns)}"
+            )
+        out: exp.Expr = column(known[path[0].lower()])
+        for part in path[1:]:  # a field of a struct column
+            out = exp.Dot(this=out, expression=exp.to_identifier(part, quoted=True))
+        return out
+
+    return tree.transform(resolve)
+
+
+def select_only(text: str) -> exp.Query:
+    """The read-only SELECT of a ``sql:`` source. Raises ExpressionError for anything else."""
+    try:
+        statements = [s for s in sqlglot.parse(text, read="duckdb") if s is not None]
+    except SqlglotError as error:
+        reason = error.errors[0]["description"] if getattr(error, "errors", None) else str(error)
+        raise ExpressionError("bad-sql", f"not a SELECT: {reason}") from None
+    except RecursionError:
+        raise ExpressionError("bad-sql", "nested too deeply") from None
+    if len(statements) != 1 or not isinstance(statements[0], exp.Query):
+        raise ExpressionError("sql-not-allowed", "a sql: source is exactly one SELECT")
+    tree = statements[0]
+    ctes = {cte.alias_or_name for cte in tree.find_all(exp.CTE)}
+    for node in tree.walk():
+        if isinstance(node, exp.DML | exp.DDL | exp.Command | exp.Placeholder | exp.Into) and not isinstance(
+            node, exp.Query
+        ):
+            raise ExpressionError("sql-not-allowed", f"a sql: source may not use {type(node).__name__.upper()}")
+        if isinstance(node, exp.Table) and not isinstance(node.this, exp.Identifier):
+            raise ExpressionError(
+                "sql-not-allowed", f"a sql: source reads tables, not the function {_short(node.this.sql('duckdb'))}"
+            )
+        if isinstance(node, exp.Table) and node.name not in ctes and any(c in node.name for c in "./\\*"):
+            raise ExpressionError("sql-not-allowed", f"a sql: source reads tables, not the file '{_short(node.name)}'")
+        if isinstance(node, exp.Rand | exp.CurrentDate | exp.CurrentTimestamp) or (
+            isinstance(node, exp.Anonymous) and node.name.lower() in _FORBIDDEN
+        ):
+            raise ExpressionError("sql-not-allowed", f"a sql: source may not use {_short(node.sql('duckdb'))}")
+    return tree
+
+
+_FORBIDDEN = {
+    "now",
+    "random",
+    "uuid",
+    "gen_random_uuid",
+    "getenv",
+    "current_setting",
+    "setseed",
+    "today",
+    "getvariable",
+}

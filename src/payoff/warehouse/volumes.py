@@ -1,0 +1,99 @@
+"""How many rows or units there are in a period: what a claim multiplies an effect by."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from datetime import timedelta
+
+from payoff.errors import DataError
+from payoff.warehouse.query import Query, fragment, literal, sql
+from payoff.warehouse.sources import Catalog
+
+_DAY_US = 86_400_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """``value`` over the whole period; ``se`` from day-to-day variation (0 for a plain count); ``days`` observed."""
+
+    value: float
+    se: float
+    days: float
+    notes: tuple[str, ...]
+
+
+def rows_in(catalog: Catalog, source: str, period: timedelta) -> Counted:
+    """Rows of a source in its last ``period``. Where less was observed, the daily rate is carried to the whole period.
+
+    The standard error is that of a sum of days whose counts vary as those observed did (days taken as independent).
+    Raises DataError where the source has no time or no rows.
+    """
+    view = catalog.view(source)
+    if view.clock is None:
+        raise DataError("has no time, so its volume per period cannot be counted", source=source)
+    span_us = int(period.total_seconds() * 1_000_000)
+    query = sql(
+        """
+        SELECT count(*) AS days, sum(n) AS n, var_samp(n) AS var, min(first_us) AS first_us, max(last_us) AS last_us
+        FROM (
+          SELECT (t - edge) // 86400000000 AS day, count(*) AS n, min(t) AS first_us, max(t) AS last_us
+          FROM (SELECT $t AS t, max($t) OVER () AS edge FROM base) AS timed
+          WHERE t > edge - $span
+          GROUP BY day
+        ) AS days
+        """.replace("SELECT $t AS t, max($t) OVER () AS edge FROM base", "SELECT t, edge FROM clocked, newest"),
+        span=span_us,
+        clocked=sql("SELECT $t AS t FROM base", t=view.clock.us, base=Query(view.rows())),
+        newest=sql("SELECT max(t) AS edge FROM clocked"),
+    )
+    found = catalog.engine.row(query, f"count {source}", source)
+    n, first, last = found["n"], found["first_us"], found["last_us"]
+    if not n or first is None or last is None:
+        raise DataError("has no rows to count", source=source)
+    observed = max((int(last) - int(first)) / _DAY_US, 1.0)  # type: ignore[call-overload]
+    wanted = span_us / _DAY_US
+    scale = 1.0 if observed >= wanted - 1.0 else wanted / observed
+    days, variance = float(found["days"]), found["var"]  # type: ignore[arg-type]
+    se = 0.0 if variance is None else scale * math.sqrt(float(variance) * days)  # type: ignore[arg-type]
+    notes = []
+    if scale > 1.0:
+        notes.append(
+            f"extrapolated: {observed:,.0f} days were observed and their rate is carried to {wanted:,.0f} days"
+        )
+    if variance is None:
+        notes.append("one day was observed, so its variation from day to day is not known")
+    return Counted(float(n) * scale, se, observed, tuple(notes))  # type: ignore[arg-type]
+
+
+def units_in(catalog: Catalog, source: str, entity: str, where: str | None, period: timedelta | None) -> Counted:
+    """Distinct units of an assignment's source, in its last ``period`` or at all. Never scaled up: people return."""
+    view = catalog.view(source)
+    notes: list[str] = []
+    base = view.rows() if where is None else view.rows().where(view.condition(where))
+    if view.unit_text(entity) is None:
+        found = catalog.engine.row(sql("SELECT count(*) AS n FROM base", base=Query(base)), f"count {entity}s", source)
+        return Counted(float(str(found["n"])), 0.0, 0.0, ("every row is a unit",))
+    days = 0.0
+    if period is not None:
+        if view.clock is None:
+            raise DataError("has no time, so its units cannot be counted per period", source=source)
+        edge = catalog.engine.row(
+            sql("SELECT min($t) AS first_us, max($t) AS last_us FROM base", t=view.clock.us, base=Query(base)),
+            f"span of {source}",
+            source,
+        )
+        first, last = edge["first_us"], edge["last_us"]
+        if first is None or last is None:
+            raise DataError("has no rows to count", source=source)
+        span_us = int(period.total_seconds() * 1_000_000)
+        days = (int(last) - int(first)) / _DAY_US  # type: ignore[call-overload]
+        base = base.where(fragment("$t > $from_us", t=view.clock.us, from_us=literal(int(last) - span_us)))  # type: ignore[call-overload]
+        if days < span_us / _DAY_US - 1:
+            notes.append(
+                f"{days:,.0f} of {span_us / _DAY_US:,.0f} days were observed; units are counted, not scaled up, because the same"
+                " ones return"
+            )
+    query = sql("SELECT count(DISTINCT $unit) AS n FROM base", unit=view.unit(entity), base=Query(base))
+    found = catalog.engine.row(query, f"count {entity}s", source)
+    return Counted(float(str(found["n"])), 0.0, days, tuple(notes))

@@ -1,0 +1,22 @@
+"""The generated pages in docs/ say what the code says. `make docs` writes them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+
+
+def test_the_published_schema_is_the_one_in_force() -> None:
+    code = "import sys; sys.argv = ['payoff', 'schema']; from payoff.cli import main; main()"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert (DOCS / "payoff.schema.json").read_text() == run.stdout, "run: make docs"
+
+
+def test_the_command_line_reference_is_the_one_in_force(tmp_path: Path) -> None:
+    page = tmp_path / "cli.md"
+    command = ["payoff.cli", "utils", "docs", "--name", "payoff", "--title", "Command line", "--output", str(page)]
+    subprocess.run([sys.executable, "-m", "typer", *command], capture_output=True, check=True)
+    assert (DOCS / "cli.md").read_text() == page.read_text(), "run: make docs"
