@@ -750,16 +750,18 @@ def test_several_processes_append_at_once_from_the_first_use_on(
     assert _whole(address) == set(acknowledged)
 
 
-def test_a_kill_while_the_ledger_is_made_leaves_none(address: str, nursery: _Nursery) -> None:
-    statement = 1
+def test_a_kill_while_the_ledger_is_made_leaves_none_or_a_whole_one(address: str, nursery: _Nursery) -> None:
+    statement, none, whole = 1, 0, 0
     while (ended := nursery.killed("create", address, statement)) != 0:
         assert ended == -signal.SIGKILL
-        if statement > 1 or not address.startswith("sqlite"):
-            with pytest.raises(ConnectionFailed, match="there is no ledger at"):
-                Ledger.open(address, read_only=True)
+        try:
+            with Ledger.open(address, read_only=True) as ledger:
+                whole += ledger.verify_chain().ok
+        except ConnectionFailed as error:
+            none += "there is no ledger at" in str(error)
         statement += 1
-        assert statement < 100
-    assert statement > 10
+    assert none + whole == statement - 1
+    assert none > 10  # two tables, two indexes, the head and every trigger were each cut off
     with Ledger.open(address) as ledger:
         ledger.append(_run(run_id="one"))
     _refuses_changes(address)
@@ -806,7 +808,7 @@ def test_a_storm_of_kills_loses_nothing_that_was_acknowledged(address: str, tmp_
     dice = random.Random(20_260_101)
     logs: list[Path] = []
     writers: dict[int, Path] = {}
-    for i in range(16):
+    for i in range(12):
         logs.append(tmp_path / f"log{i}")
         writers[nursery.write(address, f"w{i}", 1_000_000, logs[-1])] = logs[-1]
         if len(writers) == 4:
@@ -929,7 +931,7 @@ def test_a_folder_that_may_not_be_written_to(other_user: Path) -> None:
         assert ledger.run("one").run_id == "one"
 
 
-def test_an_archive_with_an_unfinished_log_is_read_whole_or_not_at_all(other_user: Path, tmp_path: Path) -> None:
+def test_an_archive_with_an_unfinished_log_is_not_read(other_user: Path) -> None:
     """What is only in the write-ahead log must not be left out without a word because the folder cannot be written."""
     with Ledger.open(other_user / "ledger.db", read_only=True) as ledger:
         assert ledger.verify_chain().entries == 4

@@ -40,7 +40,8 @@ EFFECT_ESTIMAND = "difference in means"
 GRADES = "ABCDE"
 CAUSAL_GRADES = "ABC"
 
-_QUANTILES = tuple(sorted({*((i + 0.5) / 20 for i in range(20)), 0.1, 0.25, 0.5, 0.75, 0.9}))
+_DOTS = tuple((i + 0.5) / 20 for i in range(20))
+_QUANTILES = tuple(sorted({*_DOTS, 0.1, 0.25, 0.5, 0.75, 0.9}))
 """Kept with every figure: twenty equally likely values, the middle half, and P10, P50, P90."""
 
 # ---------------------------------------------------------------- what comes in
@@ -212,7 +213,7 @@ class ClaimResult:
     """A priced claim. ``finding`` is the sentence to lead with; ``verdict`` is what the interval of the net shows.
 
     ``net`` is None for an amount that is not money; ``roi`` and ``payback`` are None where they have no meaning, and
-    ``notes`` then says why.
+    ``notes`` then says why. ``net_quantiles`` are 20 equally likely values of the net (or amount), lowest first.
     """
 
     name: str
@@ -236,6 +237,7 @@ class ClaimResult:
     overturn: tuple[str, ...]
     assumptions: tuple[str, ...]
     notes: tuple[str, ...]
+    net_quantiles: tuple[float, ...]
     currency: str
     period: str | None
     owner: str | None
@@ -266,6 +268,7 @@ class ClaimResult:
             "overturn": list(self.overturn),
             "assumptions": list(self.assumptions),
             "notes": list(self.notes),
+            "net_quantiles": list(self.net_quantiles),
         }
 
 
@@ -495,9 +498,9 @@ def _triangular(value: float, low: float, high: float, rng: np.random.Generator,
     if high <= low:
         return np.full(size, value)
     u = rng.random(size)
-    rise = low + np.sqrt(u * (high - low) * (value - low))
-    fall = high - np.sqrt((1 - u) * (high - low) * (high - value))
-    return np.where(u < (value - low) / (high - low), rise, fall)
+    width = high - low
+    mode = (value - low) / width
+    return np.where(u < mode, low + width * np.sqrt(u * mode), high - width * np.sqrt((1 - u) * (1 - mode)))
 
 
 def _bind_effects(
@@ -642,7 +645,7 @@ class _Model:
         for one in self.terms:
             value = to if one is moved else one.show.value
             bindings.update(dict.fromkeys(one.references, value * (effects if one.show.kind == "effect" else 1.0)))
-        cost = math.fsum(to if one is moved else one.show.value for one in self.costs)
+        cost = sum(to if one is moved else one.show.value for one in self.costs)
         return float(self.amount.evaluate(bindings)) * factor, cost
 
     def draws(self, size: int) -> tuple[FloatArray, FloatArray]:
@@ -669,12 +672,9 @@ class _Threshold:
 
     @classmethod
     def of(cls, decision: Decision) -> _Threshold:
-        match = re.fullmatch(r"\s*(roi|net|amount)\s*(>=|<=|>|<)\s*(\S+)\s*", decision.threshold)
-        if match is None:
-            raise _Refused(
-                f"the decision's threshold '{decision.threshold}' is not read", "Write it as roi > 0 or net >= 500000."
-            )
-        return cls(match[1], match[2], float(match[3]))
+        sign = next(sign for sign in (">=", "<=", ">", "<") if sign in decision.threshold)
+        figure, _, number = decision.threshold.partition(sign)
+        return cls(figure.strip(), sign, float(number))
 
     def holds(self, amount: Any, cost: Any) -> Any:
         """For numbers or arrays. roi > t is asked as net > t * cost: the same for a positive cost, and defined at zero."""
@@ -684,10 +684,14 @@ class _Threshold:
         return _COMPARE[self.comparison](amount - cost, bar)
 
 
+def _finite(*figures: float) -> None:
+    if not all(math.isfinite(x) for x in figures):
+        raise _Refused("a figure of the claim is too large to be a number", "Check the sizes of its values and costs.")
+
+
 def _quantity(value: float, draws: FloatArray, level: float, unit: str) -> Quantity:
     low, high, *inner = (float(q) for q in np.quantile(draws, [0.5 - level / 2, 0.5 + level / 2, *_QUANTILES]))
-    if not all(math.isfinite(x) for x in (value, low, high)):
-        raise _Refused("a figure of the claim is too large to be a number", "Check the sizes of its values and costs.")
+    _finite(value, low, high)
     return Quantity(value, low, high, level, unit, dict(zip(_QUANTILES, inner, strict=True)))
 
 
@@ -743,15 +747,15 @@ def _crossing(state: Callable[[float], bool], start: float, stop: float) -> floa
     else:
         return None
     inside, outside = before, x
-    for _ in range(100):
+    exact = max(1e-12 * abs(stop - start), 4 * math.ulp(max(abs(start), abs(stop))))  # no finer than floats are
+    while abs(outside - inside) > exact:
         middle = (inside + outside) / 2
-        if middle in (inside, outside):
-            break
         if state(middle) == here:
             inside = middle
         else:
             outside = middle
-    return (inside + outside) / 2
+    at = (inside + outside) / 2
+    return 0.0 if abs(at) <= exact else at
 
 
 def _nearest(state: Callable[[float], bool], centre: float, low: float, high: float) -> float | None:
@@ -787,6 +791,7 @@ def _swing(
         return rule(*at(x))
 
     path = [net(low + (high - low) * step / _SCAN) for step in range(_SCAN + 1)] if low < high else [net(centre)]
+    _finite(*path, max(path) - min(path))
     flips_at = _nearest(state, centre, low, high) if low < high else None
     break_even = flips_at if flips_at is not None else _nearest(state, centre, *search)
     if break_even is None:
@@ -981,7 +986,9 @@ def price(
     values and costs from triangular distributions; volumes from normal ones. The same seed gives the same answer.
     """
     try:
-        return _price(name, claim, results, values, volumes, populations, currency, today, seed, draws, 1 - alpha)
+        # What overflows is found by _finite() and refused.
+        with np.errstate(over="ignore", invalid="ignore"):
+            return _price(name, claim, results, values, volumes, populations, currency, today, seed, draws, 1 - alpha)
     except _Refused as refused:
         return Refusal(name, refused.reason, refused.remedy)
     except AmountError as error:
@@ -1156,6 +1163,7 @@ def _price(
         overturn=_overturn(swings, headline, verdict, used, subject),
         assumptions=tuple(dict.fromkeys(assumptions)),
         notes=tuple(dict.fromkeys(notes)),
+        net_quantiles=tuple(headline.quantiles[q] for q in _DOTS),
         currency=currency,
         period=None if period is None else period_text(period),
         owner=claim.owner,
@@ -1213,10 +1221,11 @@ def _finding(
     withheld: Sequence[str],
     risky: Sequence[str],
 ) -> str:
-    shown = formats.written(headline.value, headline.low, headline.high, formats.unit(headline.unit))
+    # What is not money is the metric itself, moved: it is written with its sign, and a share in points.
+    shown = formats.written(headline.value, headline.low, headline.high, formats.unit(headline.unit), change=not tail)
     if headline.low < headline.high:
         sure = (
-            f"({formats.level(headline.level)} interval {shown.range}), {formats.likelihood(positive)} above zero "
+            f"({formats.level(headline.level)} interval {shown.range}), {formats.likelihood(positive)} to be above zero "
             f"(probability {formats.probability(positive)})"
         )
     else:

@@ -180,6 +180,14 @@ def rounded(value: float, what: Unit, *, change: bool = False) -> str:
     return exact(float(f"{value:.3g}"), what, change=change)
 
 
+def between(low: float, high: float, what: Unit, *, change: bool = False, whole: bool = True) -> str:
+    """A range that somebody declared, its unit written once; ``whole`` keeps all digits, else three significant ones."""
+    write = exact if whole else rounded
+    first, last = write(low, what, change=change), write(high, what, change=change)
+    tail = _scale(what, change, 0.0).tail
+    return f"{first.removesuffix(tail)} to {last}"
+
+
 def size(text: str) -> str:
     """The text of a signed number without its sign, for sentences that say "rises by" or "falls by"."""
     return text.removeprefix("+").removeprefix(MINUS)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+import re
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,10 +21,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from payoff import claims as pricing
 from payoff import __version__, registry
+from payoff import claims as pricing
 from payoff.errors import DefinitionError, Problem, UsageError, did_you_mean
-from payoff.ledger import Ledger
+from payoff.ledger import ABSENT, SECTIONS, ChainReport, Difference, Ledger, StoredRun, compare, context_changes
 from payoff.methods.experiment import ExperimentDesign, MetricUse
 from payoff.result import Provenance, Refusal, Result
 from payoff.spec import amount as amounts
@@ -31,6 +32,7 @@ from payoff.spec import loader
 from payoff.spec.loader import LoadedProject
 from payoff.spec.nouns import DuckDBConnection, LedgerConnection
 from payoff.warehouse.arms import ArmsReader, Step
+from payoff.warehouse.doctor import Finding, examine
 from payoff.warehouse.engine import Progress
 from payoff.warehouse.needs import ArmsData
 from payoff.warehouse.query import ExpressionError, select_only
@@ -70,6 +72,7 @@ class Run:
     reports: Mapping[str, Mapping[str, Any]]
     plan: tuple[Step, ...]
     warnings: tuple[Problem, ...] = ()
+    today: str = ""
 
     def failures(self) -> list[str]:
         """What makes the exit code 1: failed checks, breached guardrails, claims whose decision rule is not met."""
@@ -96,6 +99,7 @@ class Run:
             "started": self.started,
             "finished": self.finished,
             "as_of": self.as_of,
+            "today": self.today,
             "seed": self.seed,
             "definition_hash": self.definition_hash,
             "data_fingerprint": self.data_fingerprint,
@@ -186,6 +190,51 @@ class Answer:
         from payoff.report.terminal import text
 
         return text(self._only())
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """One stored figure held against the same one computed again; no ``differences``: they are equal."""
+
+    name: str
+    kind: str
+    differences: tuple[Difference, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "kind": self.kind,
+            "equal": not self.differences,
+            "differences": [d.to_dict() for d in self.differences],
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """What ``Project.verify`` found. ``context`` says what changed around the figures: definitions, data, versions.
+
+    Where the chain is broken nothing was computed again, and ``run_id`` and ``at`` are None.
+    """
+
+    chain: ChainReport
+    run_id: str | None = None
+    at: str | None = None
+    context: tuple[str, ...] = ()
+    figures: tuple[Verified, ...] = ()
+
+    @property
+    def equal(self) -> bool:
+        return self.chain.ok and not any(figure.differences for figure in self.figures)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "equal": self.equal,
+            "run_id": self.run_id,
+            "at": self.at,
+            "chain": self.chain.to_dict(),
+            "context": list(self.context),
+            "figures": [figure.to_dict() for figure in self.figures],
+        }
 
 
 class Asked:
@@ -396,6 +445,9 @@ class Project:
         """Answer the experiments and claims named (default: all), and append the run to the ledger unless ``record`` is off."""
         spec = self.loaded.spec
         started = datetime.now(UTC)
+        today = today or started.date()
+        if record:
+            self.ledger().close()  # one that cannot be opened is told before the work, not after it
         experiments, claim_names = self._asked(names)
         designs = self._designs(experiments)
         outcomes: dict[str, Result | Refusal] = {}
@@ -468,7 +520,7 @@ class Project:
                 volumes,
                 populations,
                 spec.currency,
-                today or datetime.now(UTC).date(),
+                today,
                 seed,
                 alpha=spec.defaults.alpha,
             )
@@ -494,11 +546,16 @@ class Project:
             reports={name: report.model_dump(mode="json") for name, report in spec.reports.items()},
             plan=plan,
             warnings=self.loaded.warnings,
+            today=today.isoformat(),
         )
         if record:
             with self.ledger() as ledger:
                 ledger.append({**run.to_dict(), **({"command": command} if command else {})}, actor=actor)
         return run
+
+    def doctor(self, progress: Progress | None = None) -> list[Finding]:
+        """A look at every source: reachable, populated, keyed, timed, unrepeated."""
+        return examine(lambda name: self.catalog([name], progress), self.loaded.sources())
 
     # ---------------------------------------------------------------- what is kept
 
@@ -510,6 +567,69 @@ class Project:
         connection = spec.connections[spec.ledger]
         assert isinstance(connection, LedgerConnection)
         return Ledger.open(connection.url, read_only=read_only)
+
+    def recall(self, ledger: Ledger, name: str | None = None) -> tuple[StoredRun, tuple[str, ...]]:
+        """The stored run that holds the newest figure called ``name`` (or has this id), and the full names meant.
+
+        None is the newest run. A name may be bare or full (``x``, ``claims.x``); the beginning of a run's id will do.
+        Raises UsageError where nothing of the kind is stored.
+        """
+        spec = self.loaded.spec
+        if name is None:
+            stored = ledger.latest_run(project=spec.project)
+            if stored is None:
+                raise UsageError("no run of this project is stored yet; make one with: payoff run")
+            return stored, tuple(entry.name for entry in stored.entries)
+        full = [name] if "." in name else [f"experiments.{name}", f"claims.{name}"]
+        found = [e for n in full for kind in SECTIONS.values() if (e := ledger.latest(kind, n, project=spec.project))]
+        if len({entry.name for entry in found}) > 1:
+            raise UsageError(f"'{name}' is an experiment and a claim; say {full[0]} or {full[1]}")
+        if found:
+            newest = max(found, key=lambda entry: entry.seq)
+            return ledger.run(newest.run_id), (newest.name,)
+        bare = name.rpartition(".")[2]
+        known = [*spec.experiments, *spec.claims]
+        if bare in known:
+            raise UsageError(f"'{name}' is declared, but no run of it is stored yet; make one with: payoff run {name}")
+        close = did_you_mean(bare, known)
+        if close or not re.fullmatch("[0-9a-f]{4,32}", name):
+            raise UsageError(f"'{name}' is not an experiment, a claim or a run in the ledger{close}")
+        stored = ledger.run(name)
+        if stored.header.project != spec.project:
+            raise UsageError(f"the run {stored.run_id} is of another project, '{stored.header.project}'")
+        return stored, tuple(entry.name for entry in stored.entries)
+
+    def verify(self, name: str | None = None, *, progress: Progress | None = None) -> Verification:
+        """Run a stored run again, with its seed and its day, and hold its figures (or the one named) against the new ones.
+
+        The whole run is repeated even for one name, so that all that is compared was computed alike. Nothing is recorded.
+        Figures are equal within 1e-9, because sums made in parallel differ in their last bits.
+        """
+        with self.ledger(read_only=True) as ledger:
+            chain = ledger.verify_chain()
+            if not chain.ok:
+                return Verification(chain)
+            stored, names = self.recall(ledger, name)
+        spec, old = self.loaded.spec, stored.to_dict()
+        declared = {*(f"experiments.{e}" for e in spec.experiments), *(f"claims.{c}" for c in spec.claims)}
+        again = list(dict.fromkeys(entry.name for entry in stored.entries if entry.name in declared))
+        new: dict[str, Any] = {}
+        if again:
+            day = date.fromisoformat(old.get("today") or old["started"][:10])
+            new = self.run(again, seed=old["seed"], record=False, today=day, progress=progress).to_dict()
+        fresh = {(k, item["name"]): item for section, k in SECTIONS.items() for item in new.get(section, ())}
+        figures = []
+        for entry in stored.entries:
+            if entry.name in names:
+                now = fresh.get((entry.kind, entry.name))
+                if now is not None:
+                    found = tuple(compare(entry.payload, now))
+                else:
+                    kinds = [k for k, n in fresh if n == entry.name]
+                    found = (Difference("what it is", f"a {entry.kind}", f"a {kinds[0]}" if kinds else ABSENT),)
+                figures.append(Verified(entry.name, entry.kind, found))
+        context = tuple(context_changes(old, new)) if new else ("none of what it holds is declared any more",)
+        return Verification(chain, stored.run_id, stored.header.at, context, tuple(figures))
 
 
 def replace_path(connection: DuckDBConnection) -> DuckDBConnection:

@@ -152,30 +152,30 @@ def email_result() -> Json:
         "method": "experiment",
         "question": "Using the first name in the subject raises clicks, not just opens",
         "design": "randomised",
-        "verdict": "positive",
+        "verdict": "guardrail at risk",
         "grade": "A",
         "finding": "click_rate is higher with first_name",
         "estimates": [
-            difference("click_rate", c, 0.01031, 0.00258, "rate", n),
+            difference("click_rate", c, 0.01031, 0.00258, "share", n),
             relative("click_rate", c, 0.1153, 0.0272, n),
-            difference("open_rate", c, 0.0412, 0.0044, "rate", n),
+            difference("open_rate", c, 0.0412, 0.0044, "share", n),
             relative("open_rate", c, 0.1204, 0.0121, n),
-            difference("order_rate", c, 0.0021, 0.0048, "rate", n),
+            difference("order_rate", c, 0.0021, 0.0048, "share", n),
             relative("order_rate", c, 0.031, 0.07, n),
             difference("revenue_per_email", c, 0.0193, 0.0177, "USD", n),
             relative("revenue_per_email", c, 0.047, 0.042, n),
-            difference("unsubscribe_rate", c, 0.00031, 0.00042, "rate", n),
+            difference("unsubscribe_rate", c, 0.00031, 0.00042, "share", n),
             relative("unsubscribe_rate", c, 0.13, 0.165, n),
         ],
         "arms": [
-            arm("generic", "click_rate", 24993, 0.0894, 0.0018, "rate"),
-            arm("first_name", "click_rate", 24871, 0.0997, 0.0019, "rate"),
-            arm("generic", "open_rate", 24993, 0.342, 0.003, "rate"),
-            arm("first_name", "open_rate", 24871, 0.383, 0.0031, "rate"),
+            arm("generic", "click_rate", 24993, 0.0894, 0.0018, "share"),
+            arm("first_name", "click_rate", 24871, 0.0997, 0.0019, "share"),
+            arm("generic", "open_rate", 24993, 0.342, 0.003, "share"),
+            arm("first_name", "open_rate", 24871, 0.383, 0.0031, "share"),
             arm("generic", "revenue_per_email", 24993, 0.411, 0.012, "USD"),
             arm("first_name", "revenue_per_email", 24871, 0.430, 0.013, "USD"),
-            arm("generic", "unsubscribe_rate", 24993, 0.0024, 0.0003, "rate"),
-            arm("first_name", "unsubscribe_rate", 24871, 0.0027, 0.0003, "rate"),
+            arm("generic", "unsubscribe_rate", 24993, 0.0024, 0.0003, "share"),
+            arm("first_name", "unsubscribe_rate", 24871, 0.0027, 0.0003, "share"),
         ],
         "readings": [
             reading("click_rate", c, "primary", "improved", "the interval lies above zero"),
@@ -189,9 +189,7 @@ def email_result() -> Json:
             ),
             reading("order_rate", c, "secondary", "not conclusive", "the interval contains zero"),
             reading("revenue_per_email", c, "secondary", "not conclusive", "the interval contains zero"),
-            reading(
-                "unsubscribe_rate", c, "guardrail", "at risk", "harm of the margin is not excluded", "down", margin=0.001
-            ),
+            reading("unsubscribe_rate", c, "guardrail", "at risk", "harm is not excluded", "down", margin=0.001),
         ],
         "checks": [
             check("srm", "pass", 0.298, "24,871 and 24,993 users against planned shares of 50% and 50%: p = 0.58"),
@@ -214,7 +212,9 @@ def email_result() -> Json:
 
 
 def email() -> Json:
-    return run(results=[email_result()], reports={"weekly": {"audience": "crm", "show": ["experiments.first_name_subject"]}})
+    return run(
+        results=[email_result()], reports={"weekly": {"audience": "crm", "show": ["experiments.first_name_subject"]}}
+    )
 
 
 # ---------------------------------------------------------------- three arms, no declared primary
@@ -228,16 +228,16 @@ def three_arms() -> Json:
         "method": "experiment",
         "question": "Does an e-mail bring customers back, and do they spend?",
         "design": "randomised",
-        "verdict": "positive",
+        "verdict": "not conclusive",
         "grade": "A",
-        "finding": "visit is higher with Mens E-Mail",
+        "finding": "No primary metric is declared, so there is no headline: every figure below is exploratory.",
         "estimates": [
-            difference("visit", mens, 0.07659, 0.00336, "rate", n),
+            difference("visit", mens, 0.07659, 0.00336, "share", n),
             relative("visit", mens, 0.7214, 0.027, n),
-            difference("visit", womens, 0.04523, 0.00318, "rate", n),
+            difference("visit", womens, 0.04523, 0.00318, "share", n),
             relative("visit", womens, 0.426, 0.028, n),
-            difference("conversion", mens, 0.0068, 0.000933, "rate", n),
-            difference("conversion", womens, 0.00311, 0.00082, "rate", n),
+            difference("conversion", mens, 0.0068, 0.000933, "share", n),
+            difference("conversion", womens, 0.00311, 0.00082, "share", n),
             difference("spend", mens, 0.7698, 0.1452, "USD", n),
             relative("spend", mens, 1.179, 0.18, n),
             difference("spend", womens, 0.4244, 0.1298, "USD", n),
@@ -246,14 +246,14 @@ def three_arms() -> Json:
         "arms": [
             arm(a, m, n[a], v, s, u)
             for m, u, levels in (
-                ("visit", "rate", ((0.1062, 0.0021), (0.1828, 0.0026), (0.1514, 0.0025))),
-                ("conversion", "rate", ((0.00573, 0.0005), (0.01253, 0.0008), (0.00884, 0.0006))),
+                ("visit", "share", ((0.1062, 0.0021), (0.1828, 0.0026), (0.1514, 0.0025))),
+                ("conversion", "share", ((0.00573, 0.0005), (0.01253, 0.0008), (0.00884, 0.0006))),
                 ("spend", "USD", ((0.6528, 0.079), (1.4226, 0.121), (1.0772, 0.103))),
             )
             for a, (v, s) in zip(("No E-Mail", "Mens E-Mail", "Womens E-Mail"), levels, strict=True)
         ],
         "readings": [
-            reading(m, c, "primary" if m == "visit" else "secondary", "improved", "the interval lies above zero")
+            reading(m, c, "secondary", "improved", "the interval lies above zero")
             for m in ("visit", "conversion", "spend")
             for c in (mens, womens)
         ],
@@ -262,7 +262,9 @@ def three_arms() -> Json:
         "assumption_tests": {ASSUMPTIONS[0]: "srm"},
         "left_out": {},
         "refusals": [],
-        "provenance": provenance(("moments of customers", "SELECT segment, count(*), avg(visit) FROM customers GROUP BY 1")),
+        "provenance": provenance(
+            ("moments of customers", "SELECT segment, count(*), avg(visit) FROM customers GROUP BY 1")
+        ),
     }
     return run(project="hillstrom", results=[result], plan=[])
 
@@ -283,14 +285,14 @@ def holdout_result() -> Json:
         "estimates": [
             difference("margin_90d", c, 1.8421, 0.3714, "USD", n),
             relative("margin_90d", c, 0.0432, 0.0089, n),
-            difference("return_rate", c, -0.0004, 0.0011, "rate", n),
+            difference("return_rate", c, -0.0004, 0.0011, "share", n),
             relative("return_rate", c, -0.006, 0.0165, n),
         ],
         "arms": [
             arm("generic", "margin_90d", 20038, 42.61, 0.35, "USD"),
             arm("personalised", "margin_90d", 179662, 44.45, 0.12, "USD"),
-            arm("generic", "return_rate", 20038, 0.0671, 0.001, "rate"),
-            arm("personalised", "return_rate", 179662, 0.0667, 0.0004, "rate"),
+            arm("generic", "return_rate", 20038, 0.0671, 0.001, "share"),
+            arm("personalised", "return_rate", 179662, 0.0667, 0.0004, "share"),
         ],
         "readings": [
             reading("margin_90d", c, "primary", "improved", "the interval lies above zero"),
@@ -305,20 +307,40 @@ def holdout_result() -> Json:
     }
 
 
-def quantiles(value: float, sd: float) -> dict[str, float]:
-    grid = [0.005, 0.025, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.975, 0.995]
-    return {f"{q:g}": value + sd * NormalDist().inv_cdf(q) for q in grid}
-
-
 def money(value: float, sd: float, unit: str = "USD/year") -> Json:
-    q = quantiles(value, sd)
+    def at(p: float) -> float:
+        return value + sd * NormalDist().inv_cdf(p)
+
+    ends = {"low": at(0.025), "high": at(0.975), "low_50": at(0.25), "high_50": at(0.75)}
+    return {"value": value, "level": 0.95, "unit": unit, **ends}
+
+
+def twenty(value: float, sd: float) -> list[float]:
+    return [value + sd * NormalDist().inv_cdf((i + 0.5) / 20) for i in range(20)]
+
+
+def moved(
+    name: str,
+    value: float,
+    low: float,
+    high: float,
+    at_low: float,
+    at_high: float,
+    flips_at: float | None = None,
+    break_even: float | None = None,
+) -> Json:
     return {
+        "input": name,
         "value": value,
-        "low": q["0.025"],
-        "high": q["0.975"],
-        "level": 0.95,
-        "unit": unit,
-        "uncertainty": {"kind": "draws", "n": 20000, "quantiles": q},
+        "low_input": low,
+        "high_input": high,
+        "net_at_low": at_low,
+        "net_at_high": at_high,
+        "swing": abs(at_high - at_low),
+        "flips": flips_at is not None,
+        "flips_at": flips_at,
+        "break_even": break_even if flips_at is None else flips_at,
+        "sentence": "a sentence with figures of its own",
     }
 
 
@@ -328,88 +350,234 @@ def claim() -> Json:
     sd = 0.3714 * users
     low, high = (effect - 1.96 * 0.3714, effect + 1.96 * 0.3714)
     net = amount - costs
+    licence = {
+        "kind": "cost",
+        "value": 400000.0,
+        "low": 400000.0,
+        "high": 400000.0,
+        "unit": "USD",
+        "source": "contract 4411",
+        "owner": "procurement@acme.example",
+        "expires": "2027-06-30",
+        "notes": ["taken as exact: it has no range"],
+    }
+    team = {
+        "kind": "cost",
+        "value": 900000.0,
+        "low": 750000.0,
+        "high": 1050000.0,
+        "unit": "USD",
+        "source": "HR plan 2026",
+        "owner": "finance@acme.example",
+        "expires": "2027-01-31",
+        "notes": [],
+    }
     return {
         "name": "personalisation_total",
         "statement": "Total margin that personalisation adds, over all surfaces",
+        "owner": "personalisation@acme.example",
         "grade": "A",
-        "grade_reasons": ["global_holdout is randomised and its checks passed"],
+        "grade_reasons": ["The evidence global_holdout is graded A."],
         "verdict": "positive",
-        "finding": "personalisation_total is positive",
+        "finding": "a finding with figures of its own",
         "evidence": ["global_holdout"],
         "amount_expression": "effect(margin_90d) * population(user, 365d)",
+        "currency": "USD",
+        "period": "365d",
         "amount": money(amount, sd),
         "cost": costs,
-        "costs": [
-            {"name": "licence", "value": 400000.0, "low": 400000.0, "high": 400000.0, "source": "contract 4411",
-             "owner": "procurement@acme.example", "expires": "2027-06-30"},
-            {"name": "team", "value": 900000.0, "low": 750000.0, "high": 1050000.0, "source": "HR plan 2026",
-             "owner": "finance@acme.example", "expires": "2027-01-31"},
-        ],
-        "net": money(net, math.hypot(sd, 75000.0)),
-        "roi": {**money(net / costs, sd / costs, "ratio")},
-        "payback": {"value": costs / amount, "low": costs / (amount + 1.96 * sd), "high": costs / (amount - 1.96 * sd),
-                    "level": 0.95, "unit": "years"},
-        "probability_positive": 0.99886,
-        "decision": {"threshold": "roi > 0", "probability": 0.8, "observed_probability": 0.99886, "met": True},
+        "costs": [{"name": "licence", **licence}, {"name": "team", **team}],
+        "net": money(net, math.hypot(sd, 61000.0)),
+        "roi": money(net / costs, sd / costs, "ratio"),
+        "payback": {
+            "value": 365 * costs / amount,
+            "low": 365 * costs / (amount + 1.96 * sd),
+            "high": 365 * costs / (amount - 1.96 * sd),
+            "level": 0.95,
+            "unit": "days",
+            "never": 0.0,
+            "sentence": "a sentence with figures of its own",
+        },
+        "probability_positive": 0.99955,
+        "decision": {
+            "threshold": "roi > 0",
+            "probability": 0.8,
+            "observed_probability": 0.99955,
+            "met": True,
+            "sentence": "a sentence with figures of its own",
+        },
         "inputs": [
-            {"name": "margin_90d", "kind": "effect", "value": effect, "low": low, "high": high, "unit": "USD",
-             "source": "experiments.global_holdout", "owner": None, "expires": None, "notes": []},
-            {"name": "user", "kind": "population", "value": users, "low": None, "high": None, "unit": "users",
-             "source": None, "owner": None, "expires": None, "notes": ["users seen in the 365 days to 2026-12-15"]},
-            {"name": "team", "kind": "cost", "value": 900000.0, "low": 750000.0, "high": 1050000.0, "unit": "USD",
-             "source": "HR plan 2026", "owner": "finance@acme.example", "expires": "2027-01-31", "notes": []},
-            {"name": "licence", "kind": "cost", "value": 400000.0, "low": 400000.0, "high": 400000.0, "unit": "USD",
-             "source": "contract 4411", "owner": "procurement@acme.example", "expires": "2027-06-30", "notes": []},
+            {
+                "name": "effect(margin_90d)",
+                "kind": "effect",
+                "value": effect,
+                "low": low,
+                "high": high,
+                "unit": "USD",
+                "source": "global_holdout",
+                "owner": None,
+                "expires": None,
+                "notes": [
+                    "counted as improvement: a rise of margin_90d is positive, because its direction is up",
+                    "personalised vs generic",
+                ],
+            },
+            {
+                "name": "population(user, 365d)",
+                "kind": "population",
+                "value": users,
+                "low": users,
+                "high": users,
+                "unit": "units over 365d",
+                "source": "user",
+                "owner": None,
+                "expires": None,
+                "notes": ["taken as exact"],
+            },
+            {"name": "cost(licence)", **licence},
+            {"name": "cost(team)", **team},
         ],
         "sensitivity": [
-            {"input": "margin_90d", "low_input": low, "high_input": high, "net_at_low": low * users - costs,
-             "net_at_high": high * users - costs, "flips": False, "flips_at": None, "sentence": "does not flip"},
-            {"input": "team", "low_input": 750000.0, "high_input": 1050000.0, "net_at_low": amount - 1_150_000.0,
-             "net_at_high": amount - 1_450_000.0, "flips": False, "flips_at": None, "sentence": "does not flip"},
-            {"input": "holdout_contamination", "low_input": 0.0, "high_input": 0.1, "net_at_low": net,
-             "net_at_high": amount / 0.9 - costs, "flips": False, "flips_at": None, "sentence": "does not flip"},
+            moved(
+                "effect(margin_90d)",
+                effect,
+                low,
+                high,
+                low * users - costs,
+                high * users - costs,
+                break_even=costs / users,
+            ),
+            moved("novelty_decay", 0.0, 0.0, 0.5, net, amount * 0.75 - costs),
+            moved("holdout_contamination", 0.0, 0.0, 0.1, net, amount / 0.9 - costs),
+            moved("cost(team)", 900000.0, 750000.0, 1050000.0, amount - 1_150_000.0, amount - 1_450_000.0),
+            moved("population(user, 365d)", users, users, users, net, net),
+            moved("cost(licence)", 400000.0, 400000.0, 400000.0, net, net),
         ],
-        "assumptions": ["The effect of the first 90 days is counted once a year for each user seen in the year",
-                        "The effect on users outside the test is that on users inside it"],
-        "notes": ["novelty decay was not applied"],
+        "overturn": [],
+        "assumptions": [
+            "What global_holdout assumes, listed with that result, holds.",
+            "The effect is as large over the whole period, and for everyone the amount counts, as it was where it"
+            " was measured.",
+        ],
+        "notes": [],
+        "net_quantiles": twenty(net, math.hypot(sd, 61000.0)),
     }
 
 
 def weak_claim() -> Json:
-    """Priced with a value that has no owner; not conclusive; two inputs flip it."""
+    """Priced with a value that has no owner; not conclusive; one input flips it; the cost may never be paid back."""
     one = claim()
     amount, sd = 310_000.0, 190_000.0
+    copywriting = {
+        "kind": "cost",
+        "value": 50000.0,
+        "low": 50000.0,
+        "high": 50000.0,
+        "unit": "USD",
+        "source": None,
+        "owner": None,
+        "expires": None,
+        "notes": ["taken as exact: it has no range", "has no owner"],
+    }
     one.update(
         name="subject_line_value",
         statement="What the first name in the subject line is worth in a year",
+        owner=None,
         grade="B",
-        grade_reasons=["first_name_subject is randomised and its checks passed", "the value click_value has no owner"],
+        grade_reasons=[
+            "The evidence first_name_subject is graded A.",
+            "One letter down: the value click_value has no owner.",
+        ],
         verdict="not conclusive",
         evidence=["first_name_subject"],
         amount_expression="effect(click_rate) * value(click_value) * volume(sends, 365d)",
         amount=money(amount, sd),
         cost=50_000.0,
-        costs=[{"name": "copywriting", "value": 50000.0, "low": None, "high": None, "source": None, "owner": None,
-                "expires": None}],
+        costs=[{"name": "copywriting", **copywriting}],
         net=money(amount - 50_000.0, sd),
         roi=money((amount - 50_000.0) / 50_000.0, sd / 50_000.0, "ratio"),
-        payback={"value": 50_000.0 / amount, "low": 50_000.0 / (amount + 1.96 * sd), "high": None, "level": 0.95,
-                 "unit": "years"},
+        payback={
+            "value": 365 * 50_000.0 / amount,
+            "low": 365 * 50_000.0 / (amount + 1.96 * sd),
+            "high": None,
+            "level": 0.95,
+            "unit": "days",
+            "never": 0.051,
+            "sentence": "a sentence with figures of its own",
+        },
         probability_positive=0.914,
-        decision={"threshold": "net > 0", "probability": 0.95, "observed_probability": 0.914, "met": False},
+        decision={
+            "threshold": "net > 0",
+            "probability": 0.95,
+            "observed_probability": 0.914,
+            "met": False,
+            "sentence": "a sentence with figures of its own",
+        },
         inputs=[
-            {"name": "click_rate", "kind": "effect", "value": 0.01031, "low": 0.00525, "high": 0.01537, "unit": "rate",
-             "source": "experiments.first_name_subject", "owner": None, "expires": None, "notes": []},
-            {"name": "click_value", "kind": "value", "value": 2.4, "low": 0.3, "high": 4.5, "unit": "USD/click",
-             "source": "CRM team, 2025", "owner": None, "expires": "2027-03-31", "notes": ["has no owner"]},
+            {
+                "name": "effect(click_rate)",
+                "kind": "effect",
+                "value": 0.01031,
+                "low": 0.00525,
+                "high": 0.01537,
+                "unit": "share",
+                "source": "first_name_subject",
+                "owner": None,
+                "expires": None,
+                "notes": [],
+            },
+            {
+                "name": "value(click_value)",
+                "kind": "value",
+                "value": 2.4,
+                "low": 0.3,
+                "high": 4.5,
+                "unit": "USD per click",
+                "source": "CRM team, 2025",
+                "owner": None,
+                "expires": "2027-03-31",
+                "notes": ["has no owner"],
+            },
+            {
+                "name": "volume(sends, 365d)",
+                "kind": "volume",
+                "value": 12_528_500.0,
+                "low": 12_380_000.0,
+                "high": 12_677_000.0,
+                "unit": "rows over 365d",
+                "source": "sends",
+                "owner": None,
+                "expires": None,
+                "notes": ["observed on 92 of 365 days, and scaled up to all of them"],
+            },
+            {"name": "cost(copywriting)", **copywriting},
         ],
         sensitivity=[
-            {"input": "click_value", "low_input": 0.3, "high_input": 4.5, "net_at_low": -11_250.0,
-             "net_at_high": 531_250.0, "flips": True, "flips_at": 0.387, "sentence": "flips"},
-            {"input": "click_rate", "low_input": 0.00525, "high_input": 0.01537, "net_at_low": 107_856.0,
-             "net_at_high": 412_143.0, "flips": False, "flips_at": None, "sentence": "does not flip"},
+            moved("value(click_value)", 2.4, 0.3, 4.5, -11_250.0, 531_250.0, flips_at=0.387),
+            moved("effect(click_rate)", 0.01031, 0.00525, 0.01537, 107_856.0, 412_143.0, break_even=0.00166),
+            moved("volume(sends, 365d)", 12_528_500.0, 12_380_000.0, 12_677_000.0, 256_325.0, 263_674.0),
+            moved("cost(copywriting)", 50_000.0, 50_000.0, 50_000.0, 260_000.0, 260_000.0),
         ],
-        notes=[],
+        net_quantiles=twenty(amount - 50_000.0, sd),
+    )
+    return one
+
+
+def points_claim() -> Json:
+    """An amount that is not money: no net, no cost, no return on it."""
+    one = claim()
+    for key in ("net", "roi", "payback", "decision"):
+        one[key] = None
+    one.update(
+        name="margin_each",
+        statement="Margin that personalisation adds to a customer",
+        amount_expression="effect(margin_90d)",
+        amount=money(1.8421, 0.3714, "points"),
+        cost=0.0,
+        costs=[],
+        inputs=one["inputs"][:1],
+        sensitivity=[],
+        net_quantiles=twenty(1.8421, 0.3714),
     )
     return one
 
@@ -417,7 +585,7 @@ def weak_claim() -> Json:
 def holdout() -> Json:
     return run(
         results=[holdout_result(), email_result()],
-        claims=[claim(), weak_claim()],
+        claims=[claim(), weak_claim(), points_claim()],
         reports={
             "personalisation_quarterly": {
                 "audience": "cfo",
@@ -457,7 +625,7 @@ def breached() -> Json:
     one = holdout()
     result = one["results"][0]
     c, n = "personalised vs generic", {"personalised": 179_662, "generic": 20_038}
-    result["estimates"][2] = difference("return_rate", c, 0.0112, 0.0014, "rate", n)
+    result["estimates"][2] = difference("return_rate", c, 0.0112, 0.0014, "share", n)
     result["readings"][1]["state"] = "breached"
     result["verdict"] = "guardrail at risk"
     one["claims"][0]["verdict"] = "guardrail at risk"

@@ -77,7 +77,8 @@ REGIMES = (
 )
 
 # Regimes known to cover less than they say: (estimator, kind, units in treatment and control) -> the lowest coverage
-# measured. `normal_approximation_doubtful` must warn of each. A regime that mends must leave the list.
+# measured. `normal_approximation_doubtful` must warn of each: below 93% in 9 worlds of 10, else (where the sample
+# itself may look good or bad) in half. A regime that mends must leave the list.
 COVER_LESS: dict[tuple[str, str, int, int], float] = {}
 
 # Regimes whose intervals are wider than they need be: nothing false is claimed, some power is lost.
@@ -199,7 +200,8 @@ What to take from it:
   (n over the squared coefficient of variation; for a rate, 10 conversions). A relative lift of a skewed value wants 100.
 - A holdout of 10% needs many more: skewness no longer cancels between arms, and what misses is mostly on the side that
   claims too much. Revenue against a holdout of 200 units of which 5% buy is a false gain in 1 A/A test in 8, not 1 in 40.
-- Every regime seen to cover less than it says is one the result warns of.
+- Where coverage falls below 93%, the result says so in at least 9 worlds of 10; where it falls short by less, in half.
+  The warning does not apply to values that can be negative (it then speaks too often, as in the last rows, or not at all).
 
 | kind of values | |
 | --- | --- |
@@ -248,7 +250,7 @@ def test_intervals_cover_or_the_method_warns(regime: Regime) -> None:
         assert figure.reading == "holds" or figure.place in COVER_LESS | COVER_MORE, row(figure)
         assert figure.answered >= 1_000, f"too few worlds for a figure: {row(figure)}"
         if figure.reading == "covers less":
-            assert figure.warned >= 0.9, f"nobody is warned: {row(figure)}"
+            assert figure.warned >= (0.9 if figure.covered < 0.93 else 0.5), f"too few are warned: {row(figure)}"
         if regime.lift == 0:
             assert figure.rejected == pytest.approx(1 - figure.covered, abs=1e-12)
 

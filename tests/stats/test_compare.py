@@ -405,7 +405,7 @@ def test_covariance_of_a_mean_and_a_ratio_is_what_repeated_samples_show() -> Non
     d = 1.0 + rng.poisson(2, (worlds, n))
     noise = rng.normal(0, 1, (worlds, n))
     y = d * (1 + 10 * group) + 2 * noise
-    x = 3 * noise - 3 * group
+    x = noise - 3 * group
     a_has, b_has = group < 0.7, group > 0.4
     means, ratios, told = np.empty(worlds), np.empty(worlds), np.empty(worlds)
     for w in range(worlds):

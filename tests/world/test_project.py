@@ -52,7 +52,7 @@ def test_the_definitions_load_and_name_what_is_there(project: Path) -> None:
 def test_windows_of_the_definitions_are_those_of_the_truth(project: Path) -> None:
     loaded = load(project)
     for name, windows in WINDOWS.items():
-        assert {use.name for use in loaded.metrics_of(name)} == set(windows)
+        assert {use.metric for use in loaded.metrics_of(name)} == set(windows)
         for metric, window in windows.items():
             assert loaded.window_of(metric, name) == timedelta(microseconds=window), metric
     assert loaded.spec.defaults.window == timedelta(microseconds=ANCHOR_WITHIN)
@@ -97,7 +97,7 @@ def test_the_project_holds_nothing_of_the_truth(project: Path) -> None:
     told = [m["effect"] for e in truth["experiments"].values() for m in e["metrics"].values()]
     assert all(repr(figure) not in text for figure in [*told, truth["true_incremental_revenue"]] if figure)
     assert "truth" not in text
-    assert str(WORLD.seed) not in {word for line in text.splitlines() if "seed" in line for word in line.split()}
+    assert "seed" not in text
     for path in (project / "data").iterdir():
         metadata = pq.read_metadata(path).metadata or {}
         assert set(metadata) <= {b"ARROW:schema"}, path.name
@@ -135,7 +135,7 @@ def test_a_project_is_not_overwritten_unasked(project: Path) -> None:
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way", encoding="utf-8")
-    with pytest.raises(ConnectionFailed, match="cannot write the tables to .*file"):
+    with pytest.raises(ConnectionFailed, match=r"cannot write the tables to .*file"):
         write_demo_project(tmp_path / "file" / "demo", WORLD, today=TODAY)
     with pytest.raises(ConnectionFailed, match=r"cannot write .*truth\.json"):
         write(make_company(WORLD), tmp_path / "data", tmp_path / "file" / "truth")
@@ -177,7 +177,7 @@ def test_shipped_world_has_a_powered_and_an_underpowered_claim() -> None:
 
     low, high = interval("first_name_subject", "revenue_per_email")
     sends = company.tables["email_sends"].num_rows
-    assert low * 0.35 * sends < 0 < 0.025 * World().customers < high * 0.35 * sends  # cannot tell profit from loss
+    assert low * 0.35 * sends < 0 < 0.07 * World().customers < high * 0.35 * sends  # cannot tell profit from loss
 
     low, high = interval("first_name_subject", "click_rate")
     assert low > 0

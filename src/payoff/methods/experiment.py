@@ -504,7 +504,10 @@ def _row_checks(design: ExperimentDesign, data: ArmsData) -> list[Check]:
         ("missing_times", data.rows_without_time, "time", "time"),
         ("missing_arms", data.rows_without_arm, design.experiment.assignment.variant, "arm"),
     ):
-        out.append(_null_check(check, source, column, n, data.rows, what))
+        if check == "missing_times" and not design.timed:
+            out.append(Check(check, "not-run", None, f"'{source}' has no time column"))
+        else:
+            out.append(_null_check(check, source, column, n, data.rows, what))
     for profile in data.sources.values():
         if profile.name == source:
             continue
@@ -551,12 +554,8 @@ def _row_checks(design: ExperimentDesign, data: ArmsData) -> list[Check]:
 
 def _null_check(check: str, source: str, column: str, n: int, rows: int, what: str) -> Check:
     if n == 0:
-        return Check(
-            check,
-            "pass",
-            0.0,
-            f"every row of '{source}' has a {what}".replace("a id", "an id").replace("a arm", "an arm"),
-        )
+        article = "a" if what == "time" else "an"
+        return Check(check, "pass", 0.0, f"every row of '{source}' has {article} {what}")
     share = n / rows if rows else 0.0
     return Check(
         check,
@@ -585,7 +584,12 @@ def _plan_checks(
             )
         )
     else:
-        out.append(Check("open_windows", "pass", 0.0, f"the windows of all {total:,} units have closed"))
+        closed = (
+            f"the windows of all {total:,} units have closed"
+            if design.timed
+            else "the table has no times, so no windows"
+        )
+        out.append(Check("open_windows", "pass" if design.timed else "not-run", 0.0 if design.timed else None, closed))
     stop = design.experiment.stop
     if stop is None or (stop.at is None and stop.n is None):
         out.append(
@@ -653,7 +657,8 @@ def _value_checks(
         numbers: MetricMoments = data.metrics[r.use.name]
         having = {arm: numbers.moments[arm].n for arm in [control, *treatments]}
         eligible = {arm: numbers.eligible[arm] for arm in having}
-        if having == eligible:
+        # a ratio of sums stays a fair comparison when fewer units take part; an average over those who do does not
+        if having == eligible or r.use.metric.kind in ("ratio", "rate"):
             continue
         test = compare.missingness(having, eligible)
         shares = ", ".join(f"{arm} {having[arm] / eligible[arm]:.1%}" for arm in having)
@@ -818,7 +823,7 @@ def _finding(readings: tuple[MetricReading, ...], failed: list[Check]) -> str:
         return f"Withheld: {failed[0].detail}."
     if not headline:
         return "No primary metric is declared, so there is no headline: every figure below is exploratory."
-    parts = [formats.capital("; ".join(r.sentence for r in headline)) + "."]
+    parts = ["; ".join(r.sentence for r in headline) + "."]
     risky = [r for r in readings if r.state in ("at risk", "breached")]
     if risky:
         parts.append("Guardrail " + "; ".join(f"{r.state}: {r.sentence}" for r in risky) + ".")

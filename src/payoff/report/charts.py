@@ -17,7 +17,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 from payoff import formats
-from payoff.report.figures import ROLES, ClaimFigures, Effect, Section
+from payoff.report.figures import ClaimFigures, Effect, Section
 
 WIDE, NARROW = 720, 330
 FONT = "Helvetica, Arial, sans-serif"
@@ -113,50 +113,70 @@ class _Sheet:
     ) -> None:
         self._add(("rule", width, dash, layer), {"x": x, "x2": x2, "y": y, "y2": y2, "c": PALETTE[colour]})
 
-    def dot(self, x: float, y: float, colour: str, area: float = 80.0, hollow: bool = False, shape: str = "circle") -> None:
-        self._add(("point", area, hollow, shape), {"x": x, "y": y, "c": PALETTE[colour]})
+    def dot(self, x: float, y: float, colour: str, area: float = 80.0, hollow: bool = False) -> None:
+        self._add(("point", area, hollow), {"x": x, "y": y, "c": PALETTE[colour]})
 
     def text(
-        self, x: float, y: float, text: str, colour: str = "ink", size: float = 13, bold: bool = False, align: str = "left"
+        self,
+        x: float,
+        y: float,
+        text: str,
+        colour: str = "ink",
+        size: float = 13,
+        bold: bool = False,
+        align: str = "left",
     ) -> None:
         self._add(("text", size, bold, align), {"x": x, "y": y, "t": text, "c": PALETTE[colour]})
 
     def svg(self, title: str, description: str) -> str:
         import altair as alt
         import vl_convert
+        from altair.utils.schemapi import debug_mode
 
         height = math.ceil(self.height)
-        x = alt.X("x:Q", scale=alt.Scale(domain=[0, self.width], nice=False, zero=False), axis=None)
-        y = alt.Y("y:Q", scale=alt.Scale(domain=[0, height], nice=False, zero=False, reverse=True), axis=None)
-        colour = alt.Color("c:N", scale=None, legend=None)
-        layers: list[alt.Chart] = []
+        across = alt.Scale(domain=[0, self.width], nice=False, zero=False)
+        down = alt.Scale(domain=[0, height], nice=False, zero=False, reverse=True)
         order = ("rect", "rule", "point", "text")
-        for style, rows in sorted(self.marks.items(), key=lambda item: (item[0][-1] != "back", order.index(item[0][0]))):
-            base = alt.Chart(alt.Data(values=rows))
-            kind = style[0]
-            if kind == "rect":
-                outline = {"stroke": PALETTE[style[1]], "strokeWidth": 1} if style[1] else {}
-                layers.append(base.mark_rect(**outline).encode(x=x, x2="x2:Q", y=y, y2="y2:Q", fill=alt.Fill("c:N", scale=None, legend=None)))
-            elif kind == "rule":
-                dash = {"strokeDash": list(style[2])} if style[2] else {}
-                layers.append(base.mark_rule(strokeWidth=style[1], **dash).encode(x=x, x2="x2:Q", y=y, y2="y2:Q", color=colour))
-            elif kind == "point":
-                layers.append(base.mark_point(size=style[1], filled=not style[2], opacity=1, shape=style[3], strokeWidth=1.5).encode(x=x, y=y, color=colour))
-            else:
-                weight = "bold" if style[2] else "normal"
-                layers.append(
-                    base.mark_text(
-                        align=style[3], baseline="alphabetic", fontSize=style[1], fontWeight=weight, font=FONT, limit=self.width
-                    ).encode(x=x, y=y, text="t:N", color=colour)
-                )
-        chart = (
-            alt.layer(*layers)
-            .properties(width=self.width, height=height, padding=0, autosize=alt.AutoSizeParams(type="none"))
-            .configure(background="transparent")
-            .configure_view(stroke=None)
-        )
+        layers: list[alt.Chart] = []
+        # Altair checks every object against the whole schema as it is made, which takes longer than the drawing; these
+        # few marks are fixed, and a wrong one fails in the drawing itself.
+        with debug_mode(False):
+            x = alt.X(field="x", type="quantitative", axis=None, scale=across)
+            y = alt.Y(field="y", type="quantitative", axis=None, scale=down)
+            x2, y2 = alt.X2(field="x2"), alt.Y2(field="y2")
+            fill = alt.Fill(field="c", type="nominal", scale=None, legend=None)
+            colour = alt.Color(field="c", type="nominal", scale=None, legend=None)
+            words = alt.Text(field="t", type="nominal")
+            for style, rows in sorted(self.marks.items(), key=lambda m: (m[0][-1] != "back", order.index(m[0][0]))):
+                base = alt.Chart(alt.InlineData(values=rows))
+                if style[0] == "rect":
+                    boxes = base.mark_rect(stroke=PALETTE[style[1]]) if style[1] else base.mark_rect()
+                    layers.append(boxes.encode(x=x, x2=x2, y=y, y2=y2, fill=fill))
+                elif style[0] == "rule":
+                    dash = list(style[2]) or alt.Undefined
+                    rules = base.mark_rule(strokeWidth=style[1], strokeDash=dash)
+                    layers.append(rules.encode(x=x, x2=x2, y=y, y2=y2, color=colour))
+                elif style[0] == "point":
+                    points = base.mark_point(size=style[1], filled=not style[2], opacity=1, strokeWidth=1.5)
+                    layers.append(points.encode(x=x, y=y, color=colour))
+                else:
+                    texts = base.mark_text(
+                        align=style[3],
+                        baseline="alphabetic",
+                        fontSize=style[1],
+                        fontWeight="bold" if style[2] else "normal",
+                        font=FONT,
+                    )
+                    layers.append(texts.encode(x=x, y=y, text=words, color=colour))
+            chart = (
+                alt.layer(*layers)
+                .properties(width=self.width, height=height, padding=0, autosize=alt.AutoSizeParams(type="none"))
+                .configure(background="transparent")
+                .configure_view(stroke=None)
+            )
+            spec = chart.to_dict(validate=False)
         version = ".".join(alt.SCHEMA_VERSION.removeprefix("v").split(".")[:2])
-        drawn = vl_convert.vegalite_to_svg(chart.to_dict(), vl_version=version, allowed_base_urls=[])
+        drawn = vl_convert.vegalite_to_svg(spec, vl_version=version, allowed_base_urls=[])
         return _slim(drawn, self.width, height, title, description)
 
 
@@ -178,11 +198,18 @@ def _slim(svg: str, width: int, height: int, title: str, description: str) -> st
             here = (at[0] + float(shift[1]), at[1] + float(shift[2])) if shift and tag == "g" else at
             if tag == "g":
                 walk(child, here)
-            elif tag in ("path", "line", "text") and child.get("display") != "none" and child.get("class") not in ("background", "foreground"):
+            elif (
+                tag in ("path", "line", "text")
+                and child.get("display") != "none"
+                and child.get("class") not in ("background", "foreground")
+            ):
                 kept = {k: v for k, v in child.attrib.items() if k in _KEEP}
                 if here != (0.0, 0.0):
                     kept["transform"] = f"translate({here[0]:g},{here[1]:g}) " + kept.get("transform", "")
-                kept = {k: re.sub(r"(\.\d\d)\d+", r"\1", v) if k in ("d", "transform", "x2", "y2") else v for k, v in kept.items()}
+                kept = {
+                    k: re.sub(r"(\.\d\d)\d+", r"\1", v) if k in ("d", "transform", "x2", "y2") else v
+                    for k, v in kept.items()
+                }
                 if kept.get("font-family") == FONT:
                     del kept["font-family"]
                 mark = ElementTree.Element(tag, kept)
@@ -192,7 +219,14 @@ def _slim(svg: str, width: int, height: int, title: str, description: str) -> st
     walk(root, (0.0, 0.0))
     out = ElementTree.Element(
         "svg",
-        {"xmlns": SVG, "viewBox": f"0 0 {width} {height}", "width": str(width), "height": str(height), "role": "img", "font-family": FONT},
+        {
+            "xmlns": SVG,
+            "viewBox": f"0 0 {width} {height}",
+            "width": str(width),
+            "height": str(height),
+            "role": "img",
+            "font-family": FONT,
+        },
     )
     ElementTree.SubElement(out, "title").text = title
     ElementTree.SubElement(out, "desc").text = description
@@ -201,7 +235,13 @@ def _slim(svg: str, width: int, height: int, title: str, description: str) -> st
         pattern = ElementTree.SubElement(
             ElementTree.SubElement(out, "defs"),
             "pattern",
-            {"id": name, "width": "7", "height": "7", "patternUnits": "userSpaceOnUse", "patternTransform": "rotate(45)"},
+            {
+                "id": name,
+                "width": "7",
+                "height": "7",
+                "patternUnits": "userSpaceOnUse",
+                "patternTransform": "rotate(45)",
+            },
         )
         ElementTree.SubElement(pattern, "rect", {"width": "7", "height": "7", "fill": PALETTE["hatch"]})
         ElementTree.SubElement(pattern, "rect", {"width": "2.5", "height": "7", "fill": PALETTE["hatch-line"]})
@@ -279,7 +319,7 @@ def _draw_effects(rows: Sequence[Effect], width: int) -> _Sheet:
         scale = room * 0.97 if math.isfinite(room) else 0.0
         marked = sorted({(round(zero + line * scale), label) for e in group for line, label in _lines(e)})
         first = group[0]
-        role = ROLES[first.role] + ("" if first.direction == "up" else ", lower is better")
+        role = first.role_text
         if several or not wide:
             label = fit(first.label, width - text_width(role, 12) - 12, 13, True)
             sheet.text(0, y + 14, label, bold=True)
@@ -294,7 +334,7 @@ def _draw_effects(rows: Sequence[Effect], width: int) -> _Sheet:
             tone = e.tone
             extra = 15 if marked and index == 0 else 0
             if wide:
-                middle, step = y + 20 + extra, 42 + extra
+                middle, step = y + 20 + extra, 42.0 + extra
                 if several:
                     sheet.text(0, middle + 4, fit(e.contrast, 212, 12), "muted", 12)
                 else:
@@ -362,10 +402,11 @@ def _bars(rows: Sequence[_Row], width: int, base: float, base_name: str, connect
     left, right = (214, 512) if wide else (6, width - 6)
     ends = [x for r in rows for x in (r.start, r.end, *(r.interval or ()))] + [base]
     low, high = min(ends), max(ends)
-    span = (high - low) or 1.0
+    span: float = (high - low) or 1.0
 
     def x(value: float) -> float:
-        return left + (value - low) / span * (right - left)
+        share: float = (value - low) / span
+        return left + share * (right - left)
 
     half = text_width(base_name, 12) / 2
     sheet.text(min(max(x(base), left + half), right - half), 12, base_name, "muted", 12, align="center")
@@ -373,7 +414,7 @@ def _bars(rows: Sequence[_Row], width: int, base: float, base_name: str, connect
     previous: float | None = None
     for row in rows:
         if wide:
-            middle, step = y + 22, 44
+            middle, step = y + 22, 44.0
             sheet.text(0, middle - 3 if row.note else middle + 4, fit(row.name, 200, 13, row.bold), bold=row.bold)
             if row.note:
                 sheet.text(0, middle + 13, fit(row.note, 202, 12), "muted", 12)
@@ -394,7 +435,9 @@ def _bars(rows: Sequence[_Row], width: int, base: float, base_name: str, connect
             at = x(row.end if row.bold else row.start)
             sheet.line(at, previous + 9, at, middle - 9, "muted", layer="back")
         sheet.line(x(base), middle - (22 if wide else 12), x(base), middle + (22 if wide else 12), "ink", 1.2)
-        sheet.box(x(row.start), middle - 9, x(row.end), middle + 9, "hatch" if row.hatched else f"{row.tone}-band", row.tone)
+        sheet.box(
+            x(row.start), middle - 9, x(row.end), middle + 9, "hatch" if row.hatched else f"{row.tone}-band", row.tone
+        )
         if row.interval is not None:
             a, b = x(row.interval[0]), x(row.interval[1])
             sheet.line(a, middle, b, middle, "ink", 1.5)
@@ -412,17 +455,44 @@ def bridge(claim: ClaimFigures) -> Chart | None:
     if not steps:
         return None
     title = f"From amount to net: {claim.title}"
-    description = ". ".join(f"{s.name} {s.text}" + (f" ({s.range})" if s.range != "taken as exact" else "") for s in steps) + "."
+    description = (
+        ". ".join(f"{s.name} {s.text}" + (f" ({s.range})" if s.range != "taken as exact" else "") for s in steps) + "."
+    )
     head, *costs, tail = steps
     note = "hatched: extrapolated" if claim.extrapolated else ""
     shown = costs if len(costs) <= 6 else costs[:5]
-    rows = [_Row(head.name, note, head.text, head.range, head.start, head.end, "quiet", head.interval, bold=True, hatched=claim.extrapolated)]
+    rows = [
+        _Row(
+            head.name,
+            note,
+            head.text,
+            head.range,
+            head.start,
+            head.end,
+            "quiet",
+            head.interval,
+            bold=True,
+            hatched=claim.extrapolated,
+        )
+    ]
     rows += [_Row(s.name, "", s.text, s.range, s.start, s.end, "off") for s in shown]
     if len(costs) > len(shown):
         start, end = costs[5].start, costs[-1].end
         text = formats.exact(end - start, formats.Unit("money", claim.money.label))
         rows.append(_Row(f"{len(costs) - 5} other costs", "", text, "each in the list below", start, end, "off"))
-    rows.append(_Row(tail.name, "amount less costs", tail.text, tail.range, tail.start, tail.end, claim.state.tone, tail.interval, bold=True))
+    rows.append(
+        _Row(
+            tail.name,
+            "amount less costs",
+            tail.text,
+            tail.range,
+            tail.start,
+            tail.end,
+            claim.state.tone,
+            tail.interval,
+            bold=True,
+        )
+    )
     return _both(title, description, lambda width: _bars(rows, width, 0.0, "zero", connect=True))
 
 
@@ -433,21 +503,24 @@ def tornado(claim: ClaimFigures) -> Chart | None:
         return None
     title = f"What moves the {claim.noun} most: {claim.title}"
     description = ". ".join(
-        f"{s.name} from {s.low_input} to {s.high_input}: {claim.noun} {s.low_text} to {s.high_text}{', which changes the outcome' if s.flips else ''}" for s in swings
+        f"{s.name} from {s.inputs}: {claim.noun} {s.nets}{', which changes the outcome' if s.flips else ''}"
+        for s in swings
     )
     rows = [
         _Row(
             name=s.name,
-            note=f"{s.low_input} to {s.high_input}",
+            note=s.inputs,
             text="changes the outcome" if s.flips else "outcome unchanged",
-            spread=f"{claim.noun} {s.low_text} to {s.high_text}",
+            spread=f"{claim.noun} {s.nets}",
             start=s.net_at_low,
             end=s.net_at_high,
             tone="warn" if s.flips else "quiet",
         )
         for s in swings
     ]
-    return _both(title, f"The {claim.noun} now: {claim.net.text}. {description}.", lambda width: _tornado(rows, width, claim))
+    return _both(
+        title, f"The {claim.noun} now: {claim.net.text}. {description}.", lambda width: _tornado(rows, width, claim)
+    )
 
 
 def _tornado(rows: Sequence[_Row], width: int, claim: ClaimFigures) -> _Sheet:

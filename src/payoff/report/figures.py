@@ -67,11 +67,14 @@ STATES = {
     for state in (
         State("above target", "above target", "\u25b2", "strong", "the whole interval is better than the target"),
         State("positive", "positive", "\u25cf", "good", "the whole interval is better than zero"),
+        State("exploratory", "exploratory", "\u25cb", "quiet", "no primary metric was declared, so nothing is decided"),
         State("not conclusive", "not conclusive", "\u25cb", "quiet", "the interval contains zero"),
         State("negative", "negative", "\u25bc", "bad", "the whole interval is worse than zero"),
         State("safe", "within margin", "\u25cf", "good", "a guardrail: harm beyond its margin is excluded"),
         State("at risk", "guardrail at risk", "\u25ca", "warn", "a guardrail: harm beyond its margin is not excluded"),
-        State("breached", "guardrail breached", "\u25a0", "bad", "a guardrail: the whole interval is beyond its margin"),
+        State(
+            "breached", "guardrail breached", "\u25a0", "bad", "a guardrail: the whole interval is beyond its margin"
+        ),
         State("withheld", "withheld", "\u25a1", "off", "a check failed, so the figure must not be used"),
         State("refused", "no figure", "\u25a1", "off", "the question could not be answered; the reason is given"),
     )
@@ -156,6 +159,14 @@ class Effect:
     level: float
 
     @property
+    def role_text(self) -> str:
+        return ROLES[self.role] + ("" if self.direction == "up" else ", lower is better")
+
+    @property
+    def n_text(self) -> str:
+        return formats.count(self.n)
+
+    @property
     def guards(self) -> bool:
         """Read against a margin of harm, whatever role it shows."""
         return self.role == "guardrail" or self.state.key in _HARM
@@ -213,6 +224,7 @@ class Section:
     method: str
     design: str
     grade: str
+    grade_text: str
     state: State
     finding: str
     standing: str
@@ -269,12 +281,10 @@ class Swing:
     """The net result when one input alone goes to the ends of its range."""
 
     name: str
-    low_input: str
-    high_input: str
+    inputs: str
+    nets: str
     net_at_low: float
     net_at_high: float
-    low_text: str
-    high_text: str
     flips: bool
     sentence: str
 
@@ -289,6 +299,7 @@ class ClaimFigures:
     finding: str
     reason: str
     grade: str
+    grade_text: str
     grade_reasons: tuple[str, ...]
     evidence: tuple[str, ...]
     amount: Quantity
@@ -381,8 +392,8 @@ class _Node:
         return value or str(default)
 
     def number(self, key: str) -> float:
-        value = self.raw(key)
-        XX
+        return _finite(self.raw(key), f"{self.path}.{key}")
+
     def maybe(self, key: str) -> float | None:
         return self.number(key) if self.has(key) else None
 
@@ -431,7 +442,9 @@ def _inner(node: _Node, value: float) -> tuple[float, float] | None:
     if kind == "normal":
         df = spread.maybe("df")
         scale = spread.text("scale", "identity")
-        normal = Normal(spread.number("se"), math.inf if df is None else df, "log1p" if scale == "log1p" else "identity")
+        normal = Normal(
+            spread.number("se"), math.inf if df is None else df, "log1p" if scale == "log1p" else "identity"
+        )
         return normal.interval(value, 0.5)
     if kind == "draws":
         quantiles = spread.node("quantiles")
@@ -440,7 +453,13 @@ def _inner(node: _Node, value: float) -> tuple[float, float] | None:
 
 
 def _quantity(
-    node: _Node, what: Unit, *, change: bool = False, kind: str | None = None, level: float | None = None, against: Iterable[float] = ()
+    node: _Node,
+    what: Unit,
+    *,
+    change: bool = False,
+    kind: str | None = None,
+    level: float | None = None,
+    against: Iterable[float] = (),
 ) -> Quantity:
     value, low, high = node.number("value"), node.number("low"), node.number("high")
     if not low <= high:
@@ -568,9 +587,11 @@ def _effects(result: _Node, withheld: bool) -> tuple[Effect, ...]:
     shown = {(e.text("metric"), e.text("contrast")) for e in estimates}
     for pair, reading in readings.items():
         if pair not in shown and reading.text("state") != "refused" and not withheld:
-            raise MissingFigure(f"{reading.path}: '{pair[0]}' in '{pair[1]}' is read as '{reading.text('state')}', but has no estimate")
+            raise MissingFigure(
+                f"{reading.path}: '{pair[0]}' in '{pair[1]}' is read as '{reading.text('state')}', but has no estimate"
+            )
     order = list(ROLES)
-    return tuple(sorted(effects, key=lambda x: (order.index(x.role) if x.role != "north_star" else 1)))
+    return tuple(sorted(effects, key=lambda x: order.index(x.role) if x.role != "north_star" else 1))
 
 
 def _state_from_zero(low: float, high: float) -> State:
@@ -598,7 +619,11 @@ def _finding(effect: Effect, grade: str) -> str:
         else:
             verb = "is higher by" if up else "is lower by"
         end = "" if grade in CAUSAL_GRADES else "; a description, not an effect"
-        target = f", above the target of {effect.target_text}" if effect.state.key == "above target" and effect.target_text else ""
+        target = (
+            f", above the target of {effect.target_text}"
+            if effect.state.key == "above target" and effect.target_text
+            else ""
+        )
         return f"{name} {verb} {size} {words} {interval}{target}{end}"
     if effect.guards:
         return f"{name}: {effect.state.label}, {effect.quantity.text} {words} {interval}"
@@ -644,6 +669,10 @@ def _sentence(text: str) -> str:
     return text if not text or text[-1] in ".!?" else text + "."
 
 
+def _grade_text(grade: str) -> str:
+    return f"{grade}: {GRADES[grade]}"
+
+
 def _section(result: _Node, index: int, run: _Node, library: list[SqlText]) -> Section:
     name = result.text("name")
     verdict = result.text("verdict")
@@ -675,9 +704,12 @@ def _section(result: _Node, index: int, run: _Node, library: list[SqlText]) -> S
             "declared primary, so every figure is exploratory"
         )
         standing = f"Evidence grade {grade}: {GRADES[grade]}. With no primary metric there is no headline figure."
+        state_key = "exploratory" if state_key == "not conclusive" else state_key
     else:
         conclusive = [e for e in leading if e.state.key in ("positive", "above target", "negative")]
         finding = _finding((conclusive or list(leading))[0], grade)
+        if len(leading) > 1:
+            finding += f", one of {len(leading)} comparisons"
         standing = f"Evidence grade {grade}: {GRADES[grade]}."
     if state_key in ("breached", "at risk") and effects and not withheld:
         worst = _worst_guardrail(effects)
@@ -685,7 +717,10 @@ def _section(result: _Node, index: int, run: _Node, library: list[SqlText]) -> S
             finding += f"; but {_harm(worst)}"
     _agree(state_key, leading, effects, result.path)
     gravity = list(CHECK_STATES)
-    named = {check.name: check for check in sorted(checks, key=lambda c: gravity.index("warn" if c.state.key == "not-run" else c.state.key))}
+    named = {
+        check.name: check
+        for check in sorted(checks, key=lambda c: gravity.index("warn" if c.state.key == "not-run" else c.state.key))
+    }
     tests = result.data.get("assumption_tests") or {}
     assumptions = []
     for text in result.items("assumptions"):
@@ -726,6 +761,7 @@ def _section(result: _Node, index: int, run: _Node, library: list[SqlText]) -> S
         method=human(result.text("method")),
         design=human(result.text("design")),
         grade=grade,
+        grade_text=f"{grade}: lowered, because a check failed" if withheld else _grade_text(grade),
         state=STATES[state_key],
         finding=finding,
         standing=standing,
@@ -737,7 +773,7 @@ def _section(result: _Node, index: int, run: _Node, library: list[SqlText]) -> S
         refusals=_refusals(result.nodes("refusals", optional=True)),
         sql=tuple(numbers),
         owner=result.text("owner", "none named"),
-        through=formats.moment(str(provenance.data.get("as_of") or run.text("as_of"))),
+        through=_through(provenance if provenance.has("as_of") else run),
         level=formats.level(level),
     )
 
@@ -752,7 +788,14 @@ def _agree(state_key: str, leading: Sequence[Effect], effects: Sequence[Effect],
         or (state_key in ("at risk", "breached") and not {e.state.key for e in effects} & {"at risk", "breached"})
     )
     if wrong:
-        raise MissingFigure(f"{path}: the verdict '{state_key}' is borne by none of its readings ({', '.join(sorted(keys))})")
+        raise MissingFigure(
+            f"{path}: the verdict '{state_key}' is borne by none of its readings ({', '.join(sorted(keys))})"
+        )
+
+
+def _through(node: _Node) -> str:
+    """Up to when the data is complete; a table of units without times has no such date."""
+    return formats.moment(node.text("as_of")) if node.has("as_of") else "not dated"
 
 
 def _level(run: _Node) -> float:
@@ -760,7 +803,8 @@ def _level(run: _Node) -> float:
 
 
 def _lower(label: str) -> str:
-    return label[:1].lower() + label[1:]
+    """The first letter small, inside a sentence; an acronym stays as it is."""
+    return label if label[:2].isupper() else label[:1].lower() + label[1:]
 
 
 def _harm(effect: Effect) -> str:
@@ -786,11 +830,16 @@ _CALL = re.compile(r"(effect|value|volume|population|cost)\((.*)\)")
 
 
 def _input_name(name: str) -> str:
-    """``effect(margin_90d)`` as ``margin 90d (effect)``."""
+    """``effect(margin_90d)`` as ``effect on margin 90d``."""
     match = _CALL.fullmatch(name)
     if match is None:
         return isolate(human(name))
-    return isolate(f"{', '.join(human(part.strip()) for part in match[2].split(','))} ({match[1]})")
+    lead = {"effect": "effect on ", "value": "", "volume": "rows of ", "population": "count of ", "cost": "cost of "}[
+        match[1]
+    ]
+    what, _, more = match[2].partition(",")
+    how = f" {'over' if match[1] in ('volume', 'population') else 'with'} {more.strip()}" if more else ""
+    return isolate(f"{lead}{human(what.strip())}{how}")
 
 
 def _input_unit(node: _Node, currency: str) -> tuple[Unit, bool]:
@@ -808,18 +857,18 @@ def _input(node: _Node, currency: str) -> Input:
         text, interval = formats.exact(value, what, change=change), "taken as exact"
     elif kind in ("value", "cost"):
         text = formats.exact(value, what)
-        interval = f"{formats.exact(low, what)} to {formats.exact(high, what)}"
+        interval = formats.between(low, high, what)
     else:
         shown = formats.written(value, low, high, what, change=change)
         text, interval = shown.value, shown.range
     measured = kind in ("effect", "population", "volume")
-    nobody = "measured" if measured else "not given"
+    nobody = "not needed" if measured else "not given"
     return Input(
         name=_input_name(node.text("name")),
         kind=kind,
         text=text,
         range=interval,
-        source=isolate(node.text("source", nobody)),
+        source=isolate(node.text("source", "measured" if measured else nobody)),
         owner=isolate(node.text("owner", nobody)),
         expires=formats.moment(node.text("expires")) if node.has("expires") else nobody,
         notes=node.texts("notes"),
@@ -835,7 +884,7 @@ def _bridge(claim: _Node, amount: Quantity, net: Quantity, money: Unit) -> tuple
         low, high = cost.maybe("low"), cost.maybe("high")
         text, spread = formats.exact(-value, plain), "taken as exact"
         if low is not None and high is not None and low < high:
-            spread = f"{formats.exact(-high, plain)} to {formats.exact(-low, plain)}"
+            spread = formats.between(-high, -low, plain)
         name = isolate(formats.capital(human(cost.text("name"))))
         steps.append(BridgeStep(name, text, spread, at, at - value, None))
         at -= value
@@ -858,25 +907,37 @@ def _swings(
             continue
         what, change = units.get(raw, (Unit("share"), False))
         at_low, at_high = node.number("net_at_low"), node.number("net_at_high")
-        ends = formats.rounded(low_in, what, change=change), formats.rounded(high_in, what, change=change)
         nets = formats.written(net.value, min(at_low, at_high), max(at_low, at_high), plain)
-        texts = (nets.low, nets.high) if at_low <= at_high else (nets.high, nets.low)
         name = _input_name(raw)
+        span = formats.between(low_in, high_in, what, change=change, whole=False)
         flips = node.flag("flips")
         turning = node.maybe("flips_at") if flips else node.maybe("break_even")
         at = formats.rounded(turning, what, change=change) if turning is not None else ""
         if flips and turning is not None:
-            sentence = f"{outcome} if {name} is at {at}; its range is {ends[0]} to {ends[1]}"
+            way = "falls" if turning < node.number("value") else "rises"
+            sentence = f"{outcome} if {name} {way} to {at}; its range is {span}"
         elif flips:
-            sentence = f"{outcome} somewhere inside the range of {name}, {ends[0]} to {ends[1]}"
+            sentence = f"{outcome} somewhere inside the range of {name}, {span}"
         else:
-            sentence = f"{formats.capital(name)} alone, anywhere from {ends[0]} to {ends[1]}, changes nothing"
-            sentence += f"; it would have to be at {at}" if at else ""
-        swings.append(Swing(name, *ends, at_low, at_high, *texts, flips, _sentence(sentence)))
+            sentence = f"{formats.capital(name)} alone, anywhere from {span}, changes nothing"
+            sentence += f"; it would take {at} to change it" if at else ""
+        swings.append(
+            Swing(
+                name=name,
+                inputs=span,
+                nets=f"{nets.low} to {nets.high}" if at_low <= at_high else f"{nets.high} to {nets.low}",
+                net_at_low=at_low,
+                net_at_high=at_high,
+                flips=flips,
+                sentence=_sentence(sentence),
+            )
+        )
     return tuple(sorted(swings, key=lambda s: -abs(s.net_at_high - s.net_at_low)))
 
 
-def _overturns(swings: Sequence[Swing], state: State, net: Quantity, noun: str, found: Sequence[Section]) -> tuple[str, ...]:
+def _overturns(
+    swings: Sequence[Swing], state: State, net: Quantity, noun: str, found: Sequence[Section]
+) -> tuple[str, ...]:
     """What would overturn the claim: inputs that flip it, chance, and the doubts its evidence was left with."""
     lines = [swing.sentence for swing in swings if swing.flips]
     if swings and not lines:
@@ -903,14 +964,19 @@ def _payback(claim: _Node) -> str:
         return _quantity(node, what).full
     value = formats.rounded(node.number("value"), what)
     start = f", at the earliest {formats.rounded(node.number('low'), what)}" if node.has("low") else ""
-    return f"{value}{start}; without an upper end, for the cost is never covered in {formats.probability(node.number('never'))} of the draws"
+    never = formats.probability(node.number("never"))
+    return f"{value}{start}; there is no upper end, because in {never} of the draws the cost is never covered"
 
 
 def _decision(claim: _Node, withheld: bool) -> tuple[str, bool | None]:
     if not claim.has("decision"):
         return "No decision rule was declared.", None
     decision = claim.node("decision")
-    target, observed, met = decision.number("probability"), decision.number("observed_probability"), decision.flag("met")
+    target, observed, met = (
+        decision.number("probability"),
+        decision.number("observed_probability"),
+        decision.flag("met"),
+    )
     if met != (observed >= target and not withheld):
         raise MissingFigure(f"{decision.path}.met contradicts {observed:g} against {target:g}")
     rule = f"The rule is to act when P({decision.text('threshold')}) is at least {formats.probability(target)}"
@@ -961,11 +1027,15 @@ def _claim(claim: _Node, index: int, run: _Node, sections: Mapping[str, Section]
         reason = " ".join(dict.fromkeys(s.standing for s in found if s.withheld)) or "A check on its evidence failed."
     else:
         lead = short if grade in CAUSAL_GRADES else f"Stated as \u201c{short}\u201d"
-        finding = f"{lead}: {net.text}{' net of its cost' if costs else ''} ({net.interval_name} {net.range}), {word} above zero"
+        finding = f"{lead}: {net.text}{' net of its cost' if costs else ''} ({net.interval_name} {net.range}), {word} to be above zero"
         if grade not in CAUSAL_GRADES:
             finding += f"; evidence grade {grade}, {GRADES[grade]}"
         if state.key in ("breached", "at risk"):
-            harms = [w for s in found if (w := _worst_guardrail(s.effects)) is not None and w.state.key in ("breached", "at risk")]
+            harms = [
+                w
+                for s in found
+                if (w := _worst_guardrail(s.effects)) is not None and w.state.key in ("breached", "at risk")
+            ]
             against = _harm(min(harms, key=lambda w: _HARM[w.state.key])) if harms else f"a {state.label}"
             finding += f"; but {against}"
             reason = f"{formats.capital(against)}."
@@ -974,7 +1044,9 @@ def _claim(claim: _Node, index: int, run: _Node, sections: Mapping[str, Section]
     inputs = claim.nodes("inputs")
     units = {node.text("name"): _input_unit(node, currency) for node in inputs}
     swings = _swings(claim, units, net, money, outcome)
-    quantiles = tuple(sorted(_finite(x, f"{claim.path}.net_quantiles") for x in claim.items("net_quantiles", optional=True)))
+    quantiles = tuple(
+        sorted(_finite(x, f"{claim.path}.net_quantiles") for x in claim.items("net_quantiles", optional=True))
+    )
     below = sum(x <= 0 for x in quantiles)
     read = tuple(_input(node, currency) for node in inputs)
     n = max((max((e.n for e in s.effects), default=0) for s in found), default=0)
@@ -987,6 +1059,7 @@ def _claim(claim: _Node, index: int, run: _Node, sections: Mapping[str, Section]
         finding=finding,
         reason=reason,
         grade=grade,
+        grade_text=_claim_grade(grade, found),
         grade_reasons=claim.texts("grade_reasons"),
         evidence=evidence,
         amount=amount,
@@ -1006,13 +1079,25 @@ def _claim(claim: _Node, index: int, run: _Node, sections: Mapping[str, Section]
         swings=swings,
         overturns=_overturns(swings, state, net, noun, found),
         dots=quantiles if len(quantiles) == 20 else (),
-        dots_text=f"In {below} of 20 equally likely outcomes the {noun} is zero or less." if len(quantiles) == 20 else "",
+        dots_text=f"The {noun} is zero or less in {below or 'none'} of 20 equally likely outcomes."
+        if len(quantiles) == 20
+        else "",
         money=money,
         assumptions=claim.texts("assumptions"),
         notes=claim.texts("notes"),
         n=formats.count(n) if n else "not counted",
-        through=formats.moment(run.text("as_of")),
+        through=_through(run),
         owner=isolate(claim.text("owner", "none named")),
+    )
+
+
+def _claim_grade(grade: str, found: Sequence[Section]) -> str:
+    """What the letter means; a letter below that of its weakest evidence was lowered for reasons that the claim lists."""
+    weakest = max((section.grade for section in found), default=grade)
+    return (
+        _grade_text(grade)
+        if grade <= weakest
+        else f"{grade}: lowered from {weakest}, for the reasons given with the claim"
     )
 
 
@@ -1025,14 +1110,10 @@ def _finite(value: object, path: str) -> float:
 # ---------------------------------------------------------------- the whole
 
 
-def _grade_text(grade: str) -> str:
-    return f"{grade}: {GRADES[grade]}"
-
-
 def _claim_card(claim: ClaimFigures) -> Card:
     facts = [
         ("Chance that it is above zero", claim.probability),
-        ("Evidence", _grade_text(claim.grade)),
+        ("Evidence", claim.grade_text),
         ("Units", claim.n),
         ("Data through", claim.through),
         ("Owner", claim.owner),
@@ -1052,7 +1133,9 @@ def _claim_card(claim: ClaimFigures) -> Card:
 
 
 def _roi_card(claim: ClaimFigures, roi: Quantity) -> Card:
-    state = claim.state if claim.state.key in ("withheld", "breached", "at risk") else _state_from_zero(roi.low, roi.high)
+    state = (
+        claim.state if claim.state.key in ("withheld", "breached", "at risk") else _state_from_zero(roi.low, roi.high)
+    )
     return Card(
         kind="Return on cost",
         subject=claim.title,
@@ -1062,7 +1145,7 @@ def _roi_card(claim: ClaimFigures, roi: Quantity) -> Card:
         facts=(
             ("Payback", claim.payback),
             ("Cost", claim.cost),
-            ("Evidence", _grade_text(claim.grade)),
+            ("Evidence", claim.grade_text),
             ("Data through", claim.through),
             ("Owner", claim.owner),
         ),
@@ -1075,7 +1158,7 @@ def _effect_card(section: Section, effect: Effect, kind: str) -> Card:
     facts = [
         ("Contrast", effect.contrast),
         ("Test", effect.p_value if effect.p_value != "not defined" else "no p-value is defined"),
-        ("Evidence", _grade_text(section.grade)),
+        ("Evidence", section.grade_text),
         ("Units", formats.count(effect.n)),
         ("Data through", section.through),
         ("Owner", section.owner),
@@ -1086,7 +1169,15 @@ def _effect_card(section: Section, effect: Effect, kind: str) -> Card:
         facts.insert(1, ("Margin of harm", effect.margin_text))
     if section.withheld:
         facts = [fact for fact in facts if fact[0] != "Test"]
-    return Card(kind, effect.label, effect.quantity, effect.state, section.standing if section.withheld else "", tuple(facts), section.anchor)
+    return Card(
+        kind,
+        effect.label,
+        effect.quantity,
+        effect.state,
+        section.standing if section.withheld else "",
+        tuple(facts),
+        section.anchor,
+    )
 
 
 def _cards(claims: Sequence[ClaimFigures], sections: Sequence[Section]) -> tuple[Card, ...]:
@@ -1096,30 +1187,47 @@ def _cards(claims: Sequence[ClaimFigures], sections: Sequence[Section]) -> tuple
     guardrails = [(s, w) for s in sections if (w := _worst_guardrail(s.effects)) is not None]
     room = 6 - len(cards) - bool(guardrails)
     primaries = [(s, e) for s in sections for e in (_leading(s.effects) or s.effects) if not e.guards]
-    kinds = {"primary": "Primary metric", "north_star": "North star", "secondary": "Exploratory metric", "vanity": "Vanity metric"}
+    kinds = {
+        "primary": "Primary metric",
+        "north_star": "North star",
+        "secondary": "Exploratory metric",
+        "vanity": "Vanity metric",
+    }
     cards += [_effect_card(s, e, kinds[e.role]) for s, e in primaries[:room]]
     if guardrails:
         section, worst = min(guardrails, key=lambda pair: _HARM.get(pair[1].state.key, len(_HARM)))
-        cards.append(_effect_card(section, worst, "Worst guardrail" if len(section.guardrails) > 1 or len(guardrails) > 1 else "Guardrail"))
+        cards.append(
+            _effect_card(
+                section, worst, "Worst guardrail" if len(section.guardrails) > 1 or len(guardrails) > 1 else "Guardrail"
+            )
+        )
     return tuple(cards)
 
 
-def _risks(claims: Sequence[ClaimFigures], sections: Sequence[Section], refusals: Sequence[RefusalLine]) -> tuple[str, ...]:
+def _risks(
+    claims: Sequence[ClaimFigures], sections: Sequence[Section], refusals: Sequence[RefusalLine]
+) -> tuple[str, ...]:
     """The three largest, in a fixed order of gravity."""
     found: list[tuple[int, str]] = []
     for s in sections:
         where = f"{s.title}: "
-        found += [(0, f"{where}{_sentence(c.detail)}") for c in s.checks if c.state.key == "fail"]
+        found += [(0, f"{where}{_lower(_sentence(c.detail))}") for c in s.checks if c.state.key == "fail"]
         for e in s.guardrails:
             text = f"{where}{_harm(e)}: {e.quantity.full} {_contrast_words(e.contrast)}."
             found += [(1 if e.state.key == "breached" else 3, text)] if e.state.key in ("breached", "at risk") else []
-        found += [(5, f"{where}{_sentence(c.detail)}") for c in s.checks if c.state.key == "warn"]
+        found += [(5, f"{where}{_lower(_sentence(c.detail))}") for c in s.checks if c.state.key == "warn"]
     for c in claims:
-        found += [(2, f"{c.title}: {_lower(line)}") for line in c.overturns if any(w.flips for w in c.swings)]
+        found += [(2, f"{c.title}: {_lower(w.sentence)}") for w in c.swings if w.flips]
         if c.grade != "A":
-            why = "; ".join(c.grade_reasons)
-            found.append((2 if c.grade in ("D", "E") else 4, f"{c.title}: evidence is graded {c.grade}, not A. {formats.capital(_sentence(why))}"))
-    found += [(6, f"Not answered, {isolate(human(_short_name(r.name)))}: {_sentence(r.reason)}") for r in refusals]
+            why = " ".join(c.grade_reasons)
+            found.append(
+                (
+                    2 if c.grade in ("D", "E") else 4,
+                    f"{c.title}: evidence is graded {c.grade}, not A. {_sentence(why)}".rstrip(" .") + ".",
+                )
+            )
+    if claims or sections:
+        found += [(6, f"Not answered, {isolate(human(_short_name(r.name)))}: {_sentence(r.reason)}") for r in refusals]
     ordered = [text for _, text in sorted(found, key=lambda pair: pair[0])]
     return tuple(dict.fromkeys(ordered))[:3]
 
@@ -1151,7 +1259,11 @@ def _select(run: _Node, show: Sequence[str]) -> tuple[list[_Node], list[_Node], 
                     keep_names += [_short_name(e) for e in claim.texts("evidence", optional=False)]
                     hits += 1
         elif kind == "metrics":
-            names = [_short_name(r.text("name")) for r in results if any(e.text("metric") == name for e in r.nodes("estimates"))]
+            names = [
+                _short_name(r.text("name"))
+                for r in results
+                if any(e.text("metric") == name for e in r.nodes("estimates"))
+            ]
             keep_names += names
             hits += len(names)
         else:
@@ -1172,24 +1284,29 @@ def build(run: Mapping[str, Any], report: str | None = None) -> Figures:
     node = _Node(run, "run")
     show, shown = _wanted(node, report)
     if show is None:
-        claim_nodes, result_nodes, refusal_nodes = list(node.nodes("claims")), list(node.nodes("results")), list(node.nodes("refusals"))
+        claim_nodes, result_nodes, refusal_nodes = (
+            list(node.nodes("claims")),
+            list(node.nodes("results")),
+            list(node.nodes("refusals")),
+        )
     else:
         claim_nodes, result_nodes, refusal_nodes = _select(node, show)
     library: list[SqlText] = []
     sections = tuple(_section(r, i, node, library) for i, r in enumerate(result_nodes))
     by_name = {_short_name(s.name): s for s in sections}
     claims = tuple(_claim(c, i, node, by_name) for i, c in enumerate(claim_nodes))
-    refusals = _refusals(refusal_nodes)
-    through = formats.moment(node.text("as_of"))
+    within = {(line.name, line.reason) for section in sections for line in section.refusals}
+    refusals = tuple(line for line in _refusals(refusal_nodes) if (line.name, line.reason) not in within)
+    through = _through(node)
     if claims:
         title, state, decision = claims[0].finding, claims[0].state, claims[0].decision
-        standfirst = f"Evidence grade {_grade_text(claims[0].grade)}. {claims[0].reason}".strip()
+        standfirst = f"Evidence grade {claims[0].grade_text}. {claims[0].reason}".strip()
     elif sections:
         title, state, decision = sections[0].finding, sections[0].state, ""
         standfirst = f"{_sentence(isolate(sections[0].question))} {sections[0].standing}"
     elif refusals:
-        many = f"None of {len(refusals)} questions" if len(refusals) > 1 else "The question"
-        title = f"{many} could be answered from the data" if len(refusals) > 1 else "The question could not be answered from the data"
+        several = f"None of the {len(refusals)} questions"
+        title = f"{several if len(refusals) > 1 else 'The one question asked'} could {'' if len(refusals) > 1 else 'not '}be answered from the data"
         state, decision = STATES["refused"], ""
         standfirst = "Each reason is below, with what would change it."
     else:
@@ -1215,7 +1332,7 @@ def build(run: Mapping[str, Any], report: str | None = None) -> Figures:
     plan = tuple(
         (
             clean(str(p.raw("step"))),
-            p.text("source"),
+            p.text("source", "earlier steps"),
             p.text("purpose"),
             ", ".join(p.texts("columns")) or "none",
         )
@@ -1241,7 +1358,6 @@ def build(run: Mapping[str, Any], report: str | None = None) -> Figures:
     )
 
 
-def of_result(result: Mapping[str, Any], alpha: float = 0.05) -> Section:
-    """The section of one result alone, for a notebook."""
-    run = {"alpha": alpha, "as_of": "not stated"}
-    return _section(_Node(result, "result"), 0, _Node(run, "run"), [])
+def of_result(result: Mapping[str, Any]) -> Section:
+    """The section of one result alone, as ``Result.to_dict`` gives it."""
+    return _section(_Node(result, "result"), 0, _Node({"alpha": 0.05}, "run"), [])

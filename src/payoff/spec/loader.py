@@ -13,7 +13,7 @@ import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar, cast, get_args
@@ -324,15 +324,16 @@ def load(path: Path | str = ".") -> LoadedProject:
     loading.read()
     loading.merge()
     spec = loading.validate()
-    project = LoadedProject(spec, root, loading.positions, _hash(spec), files=tuple(loading.files))
+    project = LoadedProject(spec, root, loading.positions, "", files=tuple(loading.files))
+    warnings: tuple[Problem, ...] = ()
     if not loading.unread:
         found = references.check(project, loading.declared, loading.doubtful)
         loading.problems += found.problems
-        project = LoadedProject(spec, root, loading.positions, project.definition_hash, found.warnings, project.files)
+        warnings = found.warnings
     if loading.problems:
-        order = dict.fromkeys(sorted(loading.problems, key=lambda p: (p.file, p.line, p.column, p.code, p.message)))
-        raise DefinitionError(order)
-    return project
+        order = sorted(loading.problems, key=lambda p: (p.file, p.line, p.column, p.code, p.message))
+        raise DefinitionError(dict.fromkeys(order))
+    return replace(project, definition_hash=_hash(spec), warnings=warnings)
 
 
 def _hash(spec: ProjectSpec) -> str:
@@ -421,7 +422,7 @@ class _Loading:
             return [], outside
         try:
             paths = sorted(path for path in self.root.glob(pattern) if path.is_file())
-        except (ValueError, NotImplementedError, OSError, RuntimeError, re.error):
+        except (ValueError, IndexError, NotImplementedError, OSError, RuntimeError):
             return [], ("bad-value", f"{shown(pattern)} is not a file name or pattern such as definitions/**/*.yml")
         names = [path.relative_to(self.root) for path in paths]
         paths = [
@@ -506,7 +507,12 @@ class _Loading:
     def _empty(self, steps: Steps, called: str) -> None:
         self.blank.add(steps)
         self._doubt(steps)
-        self._problem("no-value", f"{shown(called)} has no value; write one or delete it", *steps)
+        self._problem(
+            "no-value",
+            f"{shown(called)} has no value; write one or delete it",
+            *steps,
+            at_key=isinstance(steps[-1], str),
+        )
 
     def _expanded(self, text: str, steps: Steps) -> str:
         if steps[0] != "connections":
@@ -589,16 +595,18 @@ class _Loading:
         # Strict: text is not a number and true is not 1. What an environment variable brings is always text.
         strict = steps[:1] != ("connections",)
         left, filled = entry, set[Steps]()
+        slips: set[Steps] = set()
         for attempt in range(4):
             try:
                 return model.model_validate(left, strict=strict)
             except ValidationError as error:
                 details = error.errors(include_url=False)
             cut: list[Steps] = []
-            for detail in details:
+            # Unknown keys first: one that is a slip explains the key that is missing.
+            for detail in sorted(details, key=lambda d: d["type"] != "extra_forbidden"):
                 local = _located(left, detail["loc"])
                 if attempt == 0:
-                    self._report(model, detail, local, entry, steps, noun)
+                    self._report(model, detail, local, entry, steps, noun, slips)
                     self._doubt((*steps, *local))
                 if detail["type"] == "missing" and local not in filled:
                     filled.add(local)
@@ -610,12 +618,19 @@ class _Loading:
         return None
 
     def _report(
-        self, model: type[BaseModel], detail: ErrorDetails, local: Steps, entry: Tree, steps: Steps, noun: str
+        self,
+        model: type[BaseModel],
+        detail: ErrorDetails,
+        local: Steps,
+        entry: Tree,
+        steps: Steps,
+        noun: str,
+        slips: set[Steps],
     ) -> None:
         """One of pydantic's errors in plain words, at its place."""
         full, kind = (*steps, *local), detail["type"]
         if kind == "missing":
-            if not any(full[: len(blank)] == blank for blank in self.blank):
+            if local not in slips and not any(full[: len(blank)] == blank for blank in self.blank):
                 self._problem("missing-key", f"{shown(local[-1])} is missing: {_holder(noun, local)} needs it", *full)
             return
         if kind == "extra_forbidden":
@@ -624,6 +639,7 @@ class _Loading:
             if model is ProjectSpec and holder is ProjectSpec:
                 keys = list(ROOT_ONLY)
             near = hint(str(local[-1]), keys)
+            slips |= {(*local[:-1], key) for key in keys if f"'{key}'" in near}
             message = f"{shown(local[-1])} is not a key of {_holder(noun, local)} in this version"
             near = near or f"; its {'keys are' if len(keys) > 1 else 'only key is'} {_series(keys)}"
             self._problem("unknown-key", message + near, *full, at_key=True)

@@ -296,12 +296,12 @@ def _cap(raw: object) -> object:
 
 
 def _cap_form(raw: object) -> str:
-    return "percentile" if isinstance(raw, dict | Percentile) else "number"
+    return "<percentile>" if isinstance(raw, dict | Percentile) else "<number>"
 
 
 # Discriminated, so that a mistake is reported for the form that was written and not for both.
 Cap = Annotated[
-    Annotated[float, Field(gt=0), Tag("number")] | Annotated[Percentile, Tag("percentile")],
+    Annotated[float, Field(gt=0), Tag("<number>")] | Annotated[Percentile, Tag("<percentile>")],
     Discriminator(_cap_form),
     BeforeValidator(_cap),
     _Or((("type", "string"), ("pattern", r"^p[0-9]+(\.[0-9]+)?$"))),

@@ -84,6 +84,10 @@ class _Checker:
         self.problem(code, message, *steps, offset=offset, key=key)
         return False
 
+    def _sound(self, *sections: str) -> bool:
+        """Whether no entry of these sections has a problem of its own."""
+        return not any(section in sections for section, _ in self.doubtful)
+
     def known_entity(self, name: str, *steps: Step, offset: int | None = None) -> None:
         if name not in self.entities and ("entities", "") not in self.doubtful:
             remedy = hint(name, self.entities) or "; declare it under 'entities', or map it in a source's entity"
@@ -126,7 +130,7 @@ class _Checker:
             if usable:
                 message = f"several connections could be meant; add connection: {' or '.join(usable)}"
                 self.problem("no-connection", message, *steps, "table" if source.table is not None else "sql")
-            elif len(self.declared["connections"]) == len(self.spec.connections):
+            elif len(self.declared["connections"]) == len(self.spec.connections) and self._sound("connections"):
                 message = "no duckdb connection with a path is declared to read this from, such as connections: {main: {engine: duckdb, path: data/acme.duckdb}}"
                 self.problem("no-connection", message, *steps, "table" if source.table is not None else "sql")
 
@@ -190,7 +194,7 @@ class _Checker:
             self.problem("no-time", message, *steps, "assignment", at)
         entity = self.project.find_entity(name)
         if entity is None:
-            if ("defaults", "") in self.doubtful or any(section == "entities" for section, _ in self.doubtful):
+            if not self._sound("defaults", "entities"):
                 return
             own = sorted({*source.entity, *((source.one_row_per,) if source.one_row_per else ())})
             message = (
@@ -261,7 +265,7 @@ class _Checker:
                 if obstacle is not None:
                     message = f"'{metric}' cannot be read here: {obstacle.message}"
                     self.problem(obstacle.code, message, "experiments", name, *inside)
-        if not uses and not any(section in ("sources", "metrics", "entities") for section, _ in self.doubtful):
+        if not uses and self._sound("sources", "metrics", "entities"):
             message = f"no metric can be read for the units of this experiment ({entity}); declare one under 'metrics'"
             if self.spec.metrics:
                 first = next(iter(self.spec.metrics))

@@ -268,6 +268,8 @@ class _Builder:
             if isinstance(value, dict):
                 self.root = value
                 return
+            place = self.positions.place()
+            self.line, self.column = place.line, place.column
             if value is None:
                 raise self._stop("empty", "the file is empty; a definition file holds sections such as metrics:")
             raise self._stop("not-a-map", "a definition file is a map of sections such as metrics: and claims:")

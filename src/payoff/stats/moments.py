@@ -33,7 +33,9 @@ class Moments:
         if self.n < 0:
             raise ValueError(f"the number of units cannot be negative ({self.n})")
         if not (np.isfinite(mean).all() and np.isfinite(cov).all()):
-            raise ValueError("a mean or covariance is not a finite number: look for NULL, NaN, infinite or enormous values")
+            raise ValueError(
+                "a mean or covariance is not a finite number: look for NULL, NaN, infinite or enormous values"
+            )
         object.__setattr__(self, "n", int(self.n))
         object.__setattr__(self, "mean", mean)
         object.__setattr__(self, "cov", cov)

@@ -28,6 +28,11 @@ Progress = Callable[[str, float | None], None]
 """Told the step's name and the share done (0 to 1, or None where the engine cannot say)."""
 
 
+def catalog_of(connection: str) -> str:
+    """The name a connection's database goes by in SQL; its own may be reserved there, as ``main`` is."""
+    return f"{connection}_db"
+
+
 def quarter_of_memory() -> str:
     pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return f"{max(pages // 4 // 2**20, 256)}MiB"
@@ -76,9 +81,9 @@ class DuckDBEngine:
             path = (root / declared.path).resolve()
             if not path.is_file():
                 raise ConnectionFailed(f"connection '{name}': there is no database at {path}")
-            attach = exp.Literal.string(str(path)).sql("duckdb"), exp.to_identifier(name, quoted=True).sql("duckdb")
+            literal, alias = exp.Literal.string(str(path)), exp.to_identifier(catalog_of(name), quoted=True)
             try:
-                self._connection.execute(f"ATTACH {attach[0]} AS {attach[1]} (READ_ONLY)")
+                self._connection.execute(f"ATTACH {literal.sql('duckdb')} AS {alias.sql('duckdb')} (READ_ONLY)")
             except duckdb.Error as error:
                 raise ConnectionFailed(f"connection '{name}': {path} cannot be opened: {_plain(error)}") from error
         limit = settings.memory_limit if settings and settings.memory_limit else quarter_of_memory()

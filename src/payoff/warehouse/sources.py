@@ -15,7 +15,7 @@ from sqlglot import exp
 
 from payoff.errors import ConnectionFailed, DataError, did_you_mean
 from payoff.spec.nouns import DuckDBConnection, Entity, Source
-from payoff.warehouse.engine import DuckDBEngine, Progress
+from payoff.warehouse.engine import DuckDBEngine, Progress, catalog_of
 from payoff.warehouse.query import Query, column, fragment, literal, scalar, select_only, sql
 
 _NUMBERS = (
@@ -343,15 +343,18 @@ class Catalog:
             table = exp.Table(
                 this=exp.to_identifier(parts[-1], quoted=True),
                 db=exp.to_identifier(parts[0] if len(parts) == 2 else "main", quoted=True),
-                catalog=exp.to_identifier(catalog, quoted=True),
+                catalog=exp.to_identifier(catalog_of(catalog), quoted=True),
             )
             return exp.select("*").from_(table), f"table {catalog}.{source.table}"
         assert source.sql is not None
         tree = select_only(source.sql).copy()
         ctes = {cte.alias_or_name for cte in tree.find_all(exp.CTE)}
         for node in tree.find_all(exp.Table):
-            if not node.args.get("catalog") and not (node.name in ctes and not node.db):
-                node.set("catalog", exp.to_identifier(catalog, quoted=True))
+            if node.args.get("catalog"):
+                if node.catalog in self._connections:
+                    node.set("catalog", exp.to_identifier(catalog_of(node.catalog), quoted=True))
+            elif node.db or node.name not in ctes:
+                node.set("catalog", exp.to_identifier(catalog_of(catalog), quoted=True))
                 if not node.db:
                     node.set("db", exp.to_identifier("main", quoted=True))
         return tree, f"sql {tree.sql('duckdb')}"

@@ -40,9 +40,8 @@ NEVER: Final = np.iinfo(np.int64).max // 4
 
 HISTORY_DAYS: Final = 30
 """Days of sessions and orders before the holdout starts, when everybody sees the generic site."""
-CAMPAIGN_DAY: Final = 28
-"""The first e-mail goes out on this day after the start; reminders follow weekly."""
-SENDS: Final = 3
+MAIL_DAYS: Final = 28
+"""The first e-mail of the subject-line experiment goes out on this day after the start, and another every so many days."""
 
 ANCHOR_WITHIN: Final = 14 * DAY
 """The click that opens the window of the order rate is the first within this span of the first e-mail."""
@@ -185,7 +184,7 @@ class _Latent:
     returned: IntArray
     amount: FloatArray
     margin: FloatArray
-    # (m,) and (m, SENDS)
+    # (m,) and (m, e-mails in the period)
     mailed: IntArray
     sent: IntArray
     apple: BoolArray
@@ -251,11 +250,11 @@ def _draw(world: World) -> _Latent:
     ordered = shown_at["recs"] + _span(visits, 2 * MINUTE, 30 * MINUTE, s)
     base = {"home": -1.3 + 0.6 * intent, "search": -0.4 + 0.7 * intent, "recs": -1.3 + 0.9 * intent}
 
-    mailed = np.flatnonzero(opted_in & (signed_up < start + CAMPAIGN_DAY * DAY))
-    shape = (len(mailed), SENDS)
+    mailed = np.flatnonzero(opted_in & (signed_up < start + MAIL_DAYS * DAY))
+    mailings = start + 9 * HOUR + np.arange(MAIL_DAYS, world.days, MAIL_DAYS) * DAY
+    shape = (len(mailed), len(mailings))
     warmth = demand[mailed, None]
-    weekly = start + CAMPAIGN_DAY * DAY + 9 * HOUR + np.arange(SENDS) * 7 * DAY
-    sent = weekly + _span(mail, 0, 2 * HOUR, shape)
+    sent = mailings + _span(mail, 0, 2 * HOUR, shape)
     opened_at = sent + _wait(mail, MINUTE, 3 * HOUR, shape)
     mail_clicked_at = opened_at + _span(mail, 5 * SECOND, 3 * MINUTE, shape)
 
@@ -291,13 +290,13 @@ def _draw(world: World) -> _Latent:
         prefetched=mail.random(shape) < 0.95,
         prefetched_at=sent + _span(mail, 20 * SECOND, 15 * MINUTE, shape),
         opened_at=opened_at,
-        mail_click_score=-2.0 + 0.5 * warmth - mail.logistic(size=shape),
+        mail_click_score=-1.6 + 0.5 * warmth - mail.logistic(size=shape),
         mail_clicked_at=mail_clicked_at,
         mail_buy_score=-2.2 + 0.5 * warmth - mail.logistic(size=shape),
         mail_ordered=mail_clicked_at + _wait(mail, 3 * MINUTE, 1.5 * HOUR, shape),
         mail_amount=np.round(value[mailed, None] * np.exp(0.35 * mail.standard_normal(shape) - 0.35**2 / 2), 2) + 1.0,
         mail_margin=np.round(0.20 + 0.30 * mail.random(shape), 3),
-        unsubscribe_score=-6.5 - mail.logistic(size=shape),
+        unsubscribe_score=-5.3 - mail.logistic(size=shape),
     )
 
 
@@ -321,9 +320,13 @@ def _events(latent: _Latent, personalised: BoolArray, first_name: BoolArray) -> 
     gets: BoolArray = np.cumsum(leaves, axis=1) - leaves == 0  # nobody is written to after unsubscribing
     interested = gets & (latent.open_score + OPEN_LIFT * treated > 0)
     prefetched = gets & latent.prefetched & latent.apple[:, None]
-    opens = interested | prefetched
-    clicks = interested & (latent.mail_click_score + MAIL_CLICK_LIFT * treated > 0)
-    buys = clicks & (latent.mail_buy_score > 0)
+    # the proxy of a private mail client fetches once, at delivery; a person's own opening is then not seen
+    opened_at = np.where(prefetched, latent.prefetched_at, latent.opened_at)
+    opens = (interested | prefetched) & (opened_at < latent.end)
+    clicks = (
+        interested & (latent.mail_click_score + MAIL_CLICK_LIFT * treated > 0) & (latent.mail_clicked_at < latent.end)
+    )
+    buys = clicks & (latent.mail_buy_score > 0) & (latent.mail_ordered < latent.end)
 
     row, _ = np.nonzero(buys)
     orders = {
@@ -365,8 +368,6 @@ def _events(latent: _Latent, personalised: BoolArray, first_name: BoolArray) -> 
         "unsubscribed": leaves[gets],
     }
     open_row, _ = np.nonzero(opens)
-    # the proxy of a private mail client fetches once, at delivery; a person's own opening is then not seen
-    open_times = np.where(prefetched, latent.prefetched_at, latent.opened_at)
     click_row, _ = np.nonzero(clicks)
     return {
         "orders": orders,
@@ -376,7 +377,7 @@ def _events(latent: _Latent, personalised: BoolArray, first_name: BoolArray) -> 
         "email_opens": {
             "send": send_number[opens],
             "user": latent.mailed[open_row],
-            "time": open_times[opens],
+            "time": opened_at[opens],
             "client": np.broadcast_to(latent.apple[:, None], opens.shape)[opens],
         },
         "email_clicks": {

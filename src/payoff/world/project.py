@@ -11,7 +11,7 @@ from typing import Final
 import pyarrow.parquet as pq
 
 from payoff.errors import ConnectionFailed, UsageError
-from payoff.world.company import CAMPAIGN_DAY, Company, World, make_company
+from payoff.world.company import MAIL_DAYS, Company, World, make_company
 
 _PAYOFF: Final = """\
 # The root of the project. Everything else is in definitions/, the data in data/.
@@ -129,7 +129,7 @@ def demo_definitions(world: World, *, today: date, capped: bool = True) -> dict[
     fields: dict[str, object] = {
         "start": world.start,
         "through": world.start + timedelta(days=world.days),
-        "campaign_stop": world.start + timedelta(days=CAMPAIGN_DAY + 15),
+        "campaign_stop": world.start + timedelta(days=MAIL_DAYS + 15),
         "expires": today + timedelta(days=365),
         "cap": ", cap: {percentile: 99, of: nonzero}" if capped else "",
         "generic": round(world.holdout, 9),
@@ -139,9 +139,9 @@ def demo_definitions(world: World, *, today: date, capped: bool = True) -> dict[
         "team": money(0.2),
         "team_low": money(0.15),
         "team_high": money(0.27),
-        "copywriting": money(0.025),
-        "copywriting_low": money(0.02),
-        "copywriting_high": money(0.035),
+        "copywriting": money(0.05),
+        "copywriting_low": money(0.04),
+        "copywriting_high": money(0.07),
     }
     return {
         "payoff.yml": _PAYOFF,

@@ -1,0 +1,234 @@
+"""The figures on a terminal: readable at 80 columns, without colour and with ASCII alone."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from rich.console import Console, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from payoff import formats
+from payoff.report.figures import ClaimFigures, Effect, Figures, Quantity, RefusalLine, Section, State, build
+
+_STYLES = {"strong": "bold blue", "good": "green", "quiet": "", "warn": "yellow", "bad": "bold red", "off": "dim"}
+_WIDEST = 100
+
+
+def text(run: Mapping[str, Any]) -> str:
+    """The report of a run (its JSON) as plain text, 80 columns wide."""
+    out = io.StringIO()
+    render(build(run), Console(file=out, width=80, no_color=True, highlight=False))
+    return "\n".join(line.rstrip() for line in out.getvalue().splitlines())
+
+
+def render(figures: Figures, console: Console, *, brief: bool = False) -> None:
+    """Print ``figures``. ``brief`` leaves out what backs them: arms, checks that passed, assumptions, inputs."""
+    _Printer(console, brief).print(figures)
+
+
+class _Printer:
+    def __init__(self, console: Console, brief: bool) -> None:
+        self.console = console
+        self.brief = brief
+        self.ascii = console.options.ascii_only or console.is_dumb_terminal
+        self.width = min(console.width, _WIDEST)
+
+    # ---------------------------------------------------------------- pieces
+
+    def _text(self, words: str, style: str = "") -> Text:
+        # Names come from other people's data: never parsed as markup, never highlighted.
+        return Text(formats.ascii_only(words) if self.ascii else words, style=style)
+
+    def _put(self, what: RenderableType, indent: int = 0) -> None:
+        self.console.print(Padding(what, (0, 0, 0, indent), expand=False), width=self.width, highlight=False)
+
+    def _line(self, words: str, indent: int = 0, style: str = "") -> None:
+        self._put(self._text(words, style), indent)
+
+    def _space(self) -> None:
+        self.console.print()
+
+    def _heading(self, words: str) -> None:
+        self._space()
+        self._line(words.upper(), style="bold")
+        self._line("\u2500" * self.width)
+
+    def _state(self, state: State) -> Text:
+        return self._text(f"{state.shape} {state.label}", _STYLES[state.tone])
+
+    def _hanging(self, lead: str, words: str, indent: int, style: str = "") -> None:
+        """``words`` wrapped beside ``lead``, never under it."""
+        grid = Table.grid(padding=(0, 1))
+        grid.add_column(no_wrap=True)
+        grid.add_column(overflow="fold")
+        grid.add_row(self._text(lead, style), self._text(words))
+        self._put(grid, indent)
+
+    def _pairs(self, rows: Iterable[tuple[str, str]], indent: int) -> None:
+        grid = Table.grid(padding=(0, 2))
+        grid.add_column(no_wrap=True)
+        grid.add_column(overflow="fold")
+        for name, words in rows:
+            grid.add_row(self._text(name), self._text(words))
+        self._put(grid, indent)
+
+    def _list(self, title: str, lines: Iterable[str], indent: int) -> None:
+        lines = list(lines)
+        if not lines:
+            return
+        self._space()
+        self._line(title, indent, "bold")
+        for line in lines:
+            self._hanging("\u00b7", line, indent)
+
+    def _refusals(self, lines: Iterable[RefusalLine], indent: int) -> None:
+        for line in lines:
+            self._line(line.name, indent, "bold")
+            self._hanging("why:", line.reason, indent + 2)
+            self._hanging("what would change it:", line.remedy, indent + 2)
+
+    # ---------------------------------------------------------------- the report
+
+    def print(self, f: Figures) -> None:
+        self._line(f"{f.kicker} \u00b7 data through {f.through}")
+        self._space()
+        self._line(f"{f.title}.", style="bold")
+        self._space()
+        self._put(Text.assemble(self._state(f.state), self._text(f"  {f.standfirst}")))
+        if f.decision:
+            self._line(f"Decision asked for: {f.decision}")
+        if f.risks:
+            self._heading("Largest risks")
+            for number, risk in enumerate(f.risks, 1):
+                self._hanging(f"{number}.", risk, 0)
+        if f.claims:
+            self._heading("Claims")
+            for index, claim in enumerate(f.claims):
+                self._space() if index else None
+                self._claim(claim)
+        if f.sections:
+            self._heading("Evidence")
+            for index, section in enumerate(f.sections):
+                self._space() if index else None
+                self._section(section)
+        if f.refusals:
+            self._heading("Not answered")
+            self._refusals(f.refusals, 0)
+        self._heading("Provenance")
+        self._pairs(f.provenance, 0)
+
+    def _claim(self, c: ClaimFigures) -> None:
+        self._put(Text.assemble(self._text(c.title, "bold"), "  ", self._state(c.state)))
+        self._line(f"{c.finding}.", 2)
+        if c.reason:
+            self._line(c.reason, 2)
+        rows = [("Net of cost" if c.has_costs else "Amount", c.net.full)]
+        if c.has_costs:
+            rows += [("Amount", c.amount.full), ("Cost", c.cost)]
+            rows += [(f"  {step.name}", f"{step.text} ({step.range})") for step in c.bridge[1:-1]]
+        if c.roi is not None:
+            rows.append(("Return on cost", c.roi.full))
+        if c.has_costs:
+            rows.append(("Payback", c.payback))
+        if c.state.key != "withheld":
+            rows.append(("Above zero", c.probability))
+        rows += [("Evidence grade", c.grade_text), ("Decision", c.decision)]
+        if c.dots_text:
+            rows.append(("Outcomes", c.dots_text))
+        if c.extrapolated:
+            rows.append(("Assumes", "the measured effect holds over the whole period and for everyone counted"))
+        self._space()
+        self._pairs([(formats.shorten(name, 24), words) for name, words in rows], 2)
+        self._list("What would overturn this", c.overturns, 2)
+        if self.brief:
+            return
+        self._list(
+            "Inputs",
+            (
+                f"{i.name}: {i.text} ({i.range}); source {i.source}; owner {i.owner}; expires {i.expires}"
+                for i in c.inputs
+            ),
+            2,
+        )
+        self._list(f"Why grade {c.grade}", c.grade_reasons, 2)
+        self._list("What must hold", c.assumptions, 2)
+        self._list("Notes", c.notes, 2)
+
+    def _section(self, s: Section) -> None:
+        self._put(Text.assemble(self._text(s.title, "bold"), "  ", self._state(s.state)))
+        self._line(s.question, 2)
+        self._line(f"{s.finding}.", 2)
+        self._line(s.standing, 2)
+        if s.withheld:
+            self._line("Do not use the figures below.", 2, "bold red")
+        for effect in s.effects:
+            self._effect(effect, s.withheld)
+        if not self.brief:
+            self._arms(s)
+        checks = [c for c in s.checks if not self.brief or c.state.key in ("fail", "warn")]
+        if checks:
+            self._space()
+            self._line("Checks", 2, "bold")
+        for check in checks:
+            statistic = f" (statistic {check.statistic})" if check.statistic != "none" else ""
+            self._hanging(
+                f"{check.state.shape} {check.state.label:<8}",
+                f"{check.name}{statistic}: {check.detail}",
+                2,
+                _STYLES[check.state.tone],
+            )
+        if not self.brief:
+            self._list("What must hold", (f"{a.text} [{a.tested_by}]" for a in s.assumptions), 2)
+            self._list("Left out", (f"{why}: {n}" for why, n in s.left_out), 2)
+        if s.refusals:
+            self._space()
+            self._line("Not answered here", 2, "bold")
+            self._refusals(s.refusals, 2)
+
+    def _effect(self, e: Effect, withheld: bool) -> None:
+        self._space()
+        style = _STYLES[e.tone]
+        self._put(
+            Text.assemble(
+                self._text(f"{e.state.shape} ", style), self._text(e.label, "bold"), self._text(f" ({e.role_text})")
+            ),
+            2,
+        )
+        self._line(e.contrast, 4)
+        self._put(self._interval(e.quantity, style), 4)
+        if e.relative is not None:
+            self._line(f"relative {e.relative.text} ({e.relative.range})", 4)
+        facts = [] if withheld else [e.p_value if e.p_value != "not defined" else "no p-value is defined"]
+        facts.append(f"{e.n_text} units")
+        if e.margin_text:
+            facts.append(f"margin of harm {e.margin_text}")
+        if e.target_text:
+            facts.append(f"target {e.target_text}")
+        self._line("; ".join(facts), 4)
+        self._put(Text.assemble(self._text(formats.capital(e.state.label), style), self._text(f": {e.reading}")), 4)
+        if e.caveat:
+            self._line(f"Caveat: {e.caveat}", 4)
+
+    def _interval(self, q: Quantity, style: str) -> Text:
+        return Text.assemble(self._text(q.text, f"bold {style}".strip()), self._text(f"  {q.interval_name} {q.range}"))
+
+    def _arms(self, s: Section) -> None:
+        if not s.arms:
+            return
+        self._space()
+        self._line(f"Arms (level and {s.arms[0].quantity.interval_name})", 2, "bold")
+        grid = Table.grid(padding=(0, 2))
+        grid.add_column(overflow="ellipsis", no_wrap=True)
+        grid.add_column(overflow="ellipsis", no_wrap=True)
+        for _ in range(3):
+            grid.add_column(no_wrap=True, justify="right")
+        room = max((self.width - 48) // 2, 10)
+        for arm in s.arms:
+            q = arm.quantity
+            cells = (formats.shorten(arm.metric, room), formats.shorten(arm.arm, room), arm.n, q.text, q.range)
+            grid.add_row(*(self._text(cell) for cell in cells))
+        self._put(grid, 2)
