@@ -496,6 +496,7 @@ def test_the_dict_is_the_contract_and_is_strict_json() -> None:
         quantiles = whole[part]["quantiles"]
         assert {f"{q:g}" for q in DOTS} <= quantiles.keys()
         assert list(quantiles.values()) == sorted(quantiles.values())
+        assert (whole[part]["low_50"], whole[part]["high_50"]) == (quantiles["0.25"], quantiles["0.75"])
     (volume,) = [one for one in whole["inputs"] if one["kind"] == "volume"]
     assert volume["notes"] == ["counted since June", "observed on 30 of 365 days, and scaled up to all of them"]
 

@@ -95,6 +95,8 @@ class Quantity:
             "high": self.high,
             "level": self.level,
             "unit": self.unit,
+            "low_50": self.quantiles[0.25],
+            "high_50": self.quantiles[0.75],
             "quantiles": {f"{q:g}": x for q, x in self.quantiles.items()},
         }
 

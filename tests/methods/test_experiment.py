@@ -132,7 +132,8 @@ def test_units_whose_window_is_open_do_not_enter(tmp_path: Path) -> None:
             f"SELECT count(*) FILTER (t0 <= {as_of} - INTERVAL 48 HOUR), count(*) FILTER (t0 > {as_of} - INTERVAL 48 HOUR)"
             " FROM (SELECT visitor_id, min(decided_at) AS t0 FROM decisions GROUP BY 1)"
         ).fetchall()[0]
-    assert 0 < open_ and 0 < closed
+    assert open_ > 0
+    assert closed > 0
     assert sum(a.n for a in result.arms if a.metric == "bought") == closed
     assert result.left_out["units whose window is still open (bought)"] == open_
 
@@ -292,18 +293,22 @@ def test_an_open_rate_as_primary_is_named_as_untrustworthy(tmp_path: Path) -> No
     result = only_result(decisions_project(tmp_path, definitions=definitions))
     trusted = check(result, "trusted_primary")
     assert trusted.status == "warn"
-    assert "pre-fetch" in trusted.detail and "revenue" in trusted.detail
+    assert "pre-fetch" in trusted.detail
+    assert "revenue" in trusted.detail
 
 
 def test_guardrails_are_non_inferiority_against_their_margin(tmp_path: Path) -> None:
-    low, high = (lambda e: (e.low, e.high))(only_result(decisions_project(tmp_path / "0")).estimate("bought"))
+    unguarded = only_result(decisions_project(tmp_path / "0")).estimate("bought")
+    low, high = unguarded.low, unguarded.high
     margins = {"safe": -low + 1e-6, "at risk": (-low + max(-high, 0.0)) / 2}
     if high < 0:
         margins["breached"] = -high - 1e-6
     for i, (state, margin) in enumerate(margins.items()):
         definitions = DECISIONS.replace(
             "window: 48h}\n      revenue", f"window: 48h, margin: {margin:.9f}}}\n      revenue"
-        ).replace("primary: bought\n        secondary: [revenue, clicks]", "primary: revenue\n        guardrails: [bought]")
+        ).replace(
+            "primary: bought\n        secondary: [revenue, clicks]", "primary: revenue\n        guardrails: [bought]"
+        )
         run = decisions_project(tmp_path / f"{i + 1}", definitions=definitions).run(record=False)
         reading = next(r for r in run.results[0].readings if r.metric == "bought")
         assert (reading.role, reading.state) == ("guardrail", state)
@@ -315,7 +320,8 @@ def test_a_registered_stop_is_held_against_what_happened(tmp_path: Path) -> None
     result = only_result(decisions_project(tmp_path, definitions=DECISIONS.replace("        primary: bought\n", stop)))
     planned = check(result, "planned_stop")
     assert planned.status == "warn"
-    assert "before the planned stop (2026-12-31)" in planned.detail and "400 of the 5,000" in planned.detail
+    assert "before the planned stop (2026-12-31)" in planned.detail
+    assert "400 of the 5,000" in planned.detail
     assert check(result, "planned_size").status == "warn"
 
 

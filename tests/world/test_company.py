@@ -18,7 +18,7 @@ from payoff.errors import UsageError
 from payoff.world import World, make_company, potential_world, unit_level
 from payoff.world.company import HISTORY_DAYS, TREATMENT, WINDOWS
 
-SMALL = World(customers=400, days=125, seed=11, effect=4.0)
+SMALL = World(customers=600, days=125, seed=11, effect=8.0)
 MEDIUM = World(customers=20_000, days=150, seed=3)
 
 TEXT, TIME = pa.string(), pa.timestamp("us")
@@ -433,6 +433,26 @@ def test_a_holdout_customer_is_never_shown_anything_personal(medium: Any) -> Non
     }
     arms = medium.tables["exposures"].group_by("user_id").aggregate([("global_arm", "count_distinct")])
     assert set(arms["global_arm_count_distinct"].to_pylist()) == {1}
+
+
+def test_visits_that_were_shown_generic_pages_go_as_they_would_have_gone() -> None:
+    """Where the service did not know the customer or did not answer, personalisation cannot have worked."""
+    with_it, without = (potential_world(SMALL, global_arm=arm) for arm in ("personalised", "generic"))
+
+    def visits(tables: dict[str, pa.Table], name: str, among: set[str]) -> list[str]:
+        return sorted(s for s in tables[name]["session_id"].drop_null().to_pylist() if s in among)
+
+    exposures = with_it["exposures"]
+    shown = {
+        variant: set(exposures.filter(pc.equal(exposures["variant"], variant))["session_id"].to_pylist())
+        for variant in ("generic", "personalised")
+    }
+    assert not shown["generic"] & shown["personalised"]
+    for name in ("orders", "site_clicks"):
+        same = visits(with_it, name, shown["generic"])
+        assert same == visits(without, name, shown["generic"])
+        assert len(same) > 10
+        assert visits(with_it, name, shown["personalised"]) != visits(without, name, shown["personalised"])
 
 
 def test_a_90_day_window_has_closed_for_most_customers() -> None:

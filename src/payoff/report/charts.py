@@ -19,7 +19,7 @@ from xml.etree import ElementTree
 from payoff import formats
 from payoff.report.figures import ClaimFigures, Effect, Section
 
-WIDE, NARROW = 720, 330
+WIDE, NARROW = 720, 300
 FONT = "Helvetica, Arial, sans-serif"
 PALETTE = {
     "ink": "#1c2733",

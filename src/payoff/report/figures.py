@@ -17,6 +17,7 @@ from payoff.errors import PayoffError, UsageError, did_you_mean
 from payoff.estimate import Normal
 from payoff.formats import Unit, clean, human, isolate
 
+UNDATED = "not dated"
 CAUSAL_GRADES = ("A", "B", "C")
 GRADES = {
     "A": "randomised, and its checks passed",
@@ -347,6 +348,10 @@ class Figures:
     through: str
     level: str
 
+    @property
+    def dated(self) -> str:
+        return "data without dates" if self.through == UNDATED else f"data through {self.through}"
+
     def quantities(self) -> Iterator[Quantity]:
         """Every number that has an interval, in reading order."""
         for claim in self.claims:
@@ -452,6 +457,13 @@ def _inner(node: _Node, value: float) -> tuple[float, float] | None:
     return None
 
 
+def _unit(node: _Node) -> Unit:
+    """The unit must be said, even where it is the empty text of a plain number."""
+    if "unit" not in node.data:
+        raise MissingFigure(f"{node.path}.unit is missing; the report is not written without it")
+    return formats.unit(str(node.data["unit"] or ""))
+
+
 def _quantity(
     node: _Node,
     what: Unit,
@@ -539,7 +551,7 @@ def _effects(result: _Node, withheld: bool) -> tuple[Effect, ...]:
         if estimand == "relative lift":
             continue
         metric, contrast, segment = e.text("metric"), e.text("contrast"), e.text("segment", "")
-        what = formats.unit(e.text("unit", "number"))
+        what = _unit(e)
         reading = readings.get((metric, contrast)) if not segment else None
         direction = reading.text("direction") if reading else "up"
         margin = reading.maybe("margin") if reading else None
@@ -665,8 +677,9 @@ def _refusals(nodes: Iterable[_Node]) -> tuple[RefusalLine, ...]:
     return tuple(RefusalLine(r.text("name"), r.text("reason"), r.text("remedy")) for r in nodes)
 
 
-def _sentence(text: str) -> str:
-    return text if not text or text[-1] in ".!?" else text + "."
+def sentence(text: str) -> str:
+    """``text`` with a full stop, unless it ends in one already (the end of an isolate may follow it)."""
+    return text if text.rstrip("\u2069")[-1:] in ("", ".", "!", "?") else f"{text}."
 
 
 def _grade_text(grade: str) -> str:
@@ -692,7 +705,7 @@ def _section(result: _Node, index: int, run: _Node, library: list[SqlText]) -> S
     if withheld:
         why = failed[0].name + " check failed" if failed else "a check failed"
         finding = f"Withheld: the {why}, so no effect may be read from {isolate(formats.shorten(human(_short_name(name)), 80))}"
-        reason = " ".join(_sentence(check.detail) for check in failed)
+        reason = " ".join(sentence(check.detail) for check in failed)
         standing = reason or "A check failed."
     elif not effects:
         finding = f"No figure could be given for {isolate(formats.shorten(human(_short_name(name)), 80))}"
@@ -748,7 +761,7 @@ def _section(result: _Node, index: int, run: _Node, library: list[SqlText]) -> S
             metric=isolate(formats.capital(human(a.text("metric")))),
             arm=isolate(a.text("arm")),
             n=formats.count(int(a.number("n"))),
-            quantity=_quantity(a, formats.unit(a.text("unit", "number")), kind="confidence", level=level),
+            quantity=_quantity(a, _unit(a), kind="confidence", level=level),
         )
         for a in result.nodes("arms")
     )
@@ -795,7 +808,7 @@ def _agree(state_key: str, leading: Sequence[Effect], effects: Sequence[Effect],
 
 def _through(node: _Node) -> str:
     """Up to when the data is complete; a table of units without times has no such date."""
-    return formats.moment(node.text("as_of")) if node.has("as_of") else "not dated"
+    return formats.moment(node.text("as_of")) if node.has("as_of") else UNDATED
 
 
 def _level(run: _Node) -> float:
@@ -845,7 +858,7 @@ def _input_name(name: str) -> str:
 def _input_unit(node: _Node, currency: str) -> tuple[Unit, bool]:
     """The unit of an input, and whether it is written as a change."""
     kind = node.text("kind")
-    return formats.unit(node.text("unit", currency if kind in ("cost", "value") else "number")), kind == "effect"
+    return _unit(node), kind == "effect"
 
 
 def _input(node: _Node, currency: str) -> Input:
@@ -915,12 +928,12 @@ def _swings(
         at = formats.rounded(turning, what, change=change) if turning is not None else ""
         if flips and turning is not None:
             way = "falls" if turning < node.number("value") else "rises"
-            sentence = f"{outcome} if {name} {way} to {at}; its range is {span}"
+            said = f"{outcome} if {name} {way} to {at}; its range is {span}"
         elif flips:
-            sentence = f"{outcome} somewhere inside the range of {name}, {span}"
+            said = f"{outcome} somewhere inside the range of {name}, {span}"
         else:
-            sentence = f"{formats.capital(name)} alone, anywhere from {span}, changes nothing"
-            sentence += f"; it would take {at} to change it" if at else ""
+            said = f"{formats.capital(name)} alone, anywhere from {span}, changes nothing"
+            said += f"; it would take {at} to change it" if at else ""
         swings.append(
             Swing(
                 name=name,
@@ -929,7 +942,7 @@ def _swings(
                 net_at_low=at_low,
                 net_at_high=at_high,
                 flips=flips,
-                sentence=_sentence(sentence),
+                sentence=sentence(said),
             )
         )
     return tuple(sorted(swings, key=lambda s: -abs(s.net_at_high - s.net_at_low)))
@@ -948,7 +961,7 @@ def _overturns(
         lines.append(f"Chance alone: the {net.interval_name} of the {noun} contains zero.")
     for section in found:
         lines += [
-            f"{section.title}: {_lower(_sentence(check.detail))}"
+            f"{section.title}: {_lower(sentence(check.detail))}"
             for check in section.checks
             if check.state.key in ("fail", "warn")
         ]
@@ -959,7 +972,7 @@ def _payback(claim: _Node) -> str:
     if not claim.has("payback"):
         return "not stated: it needs a cost, a positive amount and a period"
     node = claim.node("payback")
-    what = formats.unit(node.text("unit"))
+    what = _unit(node)
     if node.has("low") and node.has("high"):
         return _quantity(node, what).full
     value = formats.rounded(node.number("value"), what)
@@ -977,11 +990,11 @@ def _decision(claim: _Node, withheld: bool) -> tuple[str, bool | None]:
         decision.number("observed_probability"),
         decision.flag("met"),
     )
-    if met != (observed >= target and not withheld):
+    if met != (observed >= target):
         raise MissingFigure(f"{decision.path}.met contradicts {observed:g} against {target:g}")
     rule = f"The rule is to act when P({decision.text('threshold')}) is at least {formats.probability(target)}"
     if withheld:
-        return f"{rule}. It is not met, because a check on the evidence failed.", met
+        return f"{rule}. Do not act on it: a check on the evidence failed.", False
     return f"{rule}. It is {formats.probability(observed, [target])}: the rule is {'met' if met else 'not met'}.", met
 
 
@@ -1007,9 +1020,11 @@ def _claim(claim: _Node, index: int, run: _Node, sections: Mapping[str, Section]
     amount_node = claim.node("amount")
     net_node = claim.node("net") if claim.has("net") else amount_node
     noun = "net" if claim.has("net") else "amount"
-    money = formats.unit(net_node.text("unit", currency))
-    amount = _quantity(amount_node, formats.unit(amount_node.text("unit", currency)))
-    net = _quantity(net_node, money)
+    money = _unit(net_node)
+    # What is not money is the metric itself, moved: it is written as a change.
+    moved = money.kind != "money"
+    amount = _quantity(amount_node, _unit(amount_node), change=moved)
+    net = _quantity(net_node, money, change=moved)
     costs = claim.nodes("costs", optional=True)
     evidence = claim.texts("evidence", optional=False)
     found = [sections[_short_name(name)] for name in evidence if _short_name(name) in sections]
@@ -1027,7 +1042,10 @@ def _claim(claim: _Node, index: int, run: _Node, sections: Mapping[str, Section]
         reason = " ".join(dict.fromkeys(s.standing for s in found if s.withheld)) or "A check on its evidence failed."
     else:
         lead = short if grade in CAUSAL_GRADES else f"Stated as \u201c{short}\u201d"
-        finding = f"{lead}: {net.text}{' net of its cost' if costs else ''} ({net.interval_name} {net.range}), {word} to be above zero"
+        sure = f"({net.interval_name} {net.range}), {word} to be above zero"
+        if net.low == net.high:
+            sure = "(exact: no input has a range, so this is no measure of certainty)"
+        finding = f"{lead}: {net.text}{' net of its cost' if costs else ''} {sure}"
         if grade not in CAUSAL_GRADES:
             finding += f"; evidence grade {grade}, {GRADES[grade]}"
         if state.key in ("breached", "at risk"):
@@ -1049,7 +1067,7 @@ def _claim(claim: _Node, index: int, run: _Node, sections: Mapping[str, Section]
     )
     below = sum(x <= 0 for x in quantiles)
     read = tuple(_input(node, currency) for node in inputs)
-    n = max((max((e.n for e in s.effects), default=0) for s in found), default=0)
+    n = _claim_n(claim, found)
     return ClaimFigures(
         name=claim.text("name"),
         title=isolate(formats.shorten(formats.capital(human(_short_name(claim.text("name")))), 80)),
@@ -1089,6 +1107,19 @@ def _claim(claim: _Node, index: int, run: _Node, sections: Mapping[str, Section]
         through=_through(run),
         owner=isolate(claim.text("owner", "none named")),
     )
+
+
+def _claim_n(claim: _Node, found: Sequence[Section]) -> int:
+    """The units behind the effects that the amount is computed from; of several, the fewest. 0: not known here."""
+    sizes = []
+    for node in claim.nodes("inputs"):
+        match = _CALL.fullmatch(node.text("name"))
+        if match is not None and match[1] == "effect":
+            metric, _, arm = match[2].partition(",")
+            arm = arm.strip().strip("\"'")
+            effects = [e for s in found for e in s.effects if e.metric == metric.strip()]
+            sizes += [e.n for e in effects if not arm or e.contrast.startswith(f"{arm} vs ")]
+    return min(sizes, default=0)
 
 
 def _claim_grade(grade: str, found: Sequence[Section]) -> str:
@@ -1167,7 +1198,7 @@ def _effect_card(section: Section, effect: Effect, kind: str) -> Card:
         facts.insert(1, ("Target", effect.target_text))
     if effect.margin_text:
         facts.insert(1, ("Margin of harm", effect.margin_text))
-    if section.withheld:
+    if section.withheld or effect.guards:  # a test against zero says nothing about a margin
         facts = [fact for fact in facts if fact[0] != "Test"]
     return Card(
         kind,
@@ -1211,11 +1242,11 @@ def _risks(
     found: list[tuple[int, str]] = []
     for s in sections:
         where = f"{s.title}: "
-        found += [(0, f"{where}{_lower(_sentence(c.detail))}") for c in s.checks if c.state.key == "fail"]
+        found += [(0, f"{where}{_lower(sentence(c.detail))}") for c in s.checks if c.state.key == "fail"]
         for e in s.guardrails:
             text = f"{where}{_harm(e)}: {e.quantity.full} {_contrast_words(e.contrast)}."
             found += [(1 if e.state.key == "breached" else 3, text)] if e.state.key in ("breached", "at risk") else []
-        found += [(5, f"{where}{_lower(_sentence(c.detail))}") for c in s.checks if c.state.key == "warn"]
+        found += [(5, f"{where}{_lower(sentence(c.detail))}") for c in s.checks if c.state.key == "warn"]
     for c in claims:
         found += [(2, f"{c.title}: {_lower(w.sentence)}") for w in c.swings if w.flips]
         if c.grade != "A":
@@ -1223,11 +1254,11 @@ def _risks(
             found.append(
                 (
                     2 if c.grade in ("D", "E") else 4,
-                    f"{c.title}: evidence is graded {c.grade}, not A. {_sentence(why)}".rstrip(" .") + ".",
+                    f"{c.title}: evidence is graded {c.grade}, not A. {sentence(why)}".rstrip(" .") + ".",
                 )
             )
     if claims or sections:
-        found += [(6, f"Not answered, {isolate(human(_short_name(r.name)))}: {_sentence(r.reason)}") for r in refusals]
+        found += [(6, f"Not answered, {isolate(human(_short_name(r.name)))}: {sentence(r.reason)}") for r in refusals]
     ordered = [text for _, text in sorted(found, key=lambda pair: pair[0])]
     return tuple(dict.fromkeys(ordered))[:3]
 
@@ -1303,7 +1334,7 @@ def build(run: Mapping[str, Any], report: str | None = None) -> Figures:
         standfirst = f"Evidence grade {claims[0].grade_text}. {claims[0].reason}".strip()
     elif sections:
         title, state, decision = sections[0].finding, sections[0].state, ""
-        standfirst = f"{_sentence(isolate(sections[0].question))} {sections[0].standing}"
+        standfirst = f"{sentence(isolate(sections[0].question))} {sections[0].standing}"
     elif refusals:
         several = f"None of the {len(refusals)} questions"
         title = f"{several if len(refusals) > 1 else 'The one question asked'} could {'' if len(refusals) > 1 else 'not '}be answered from the data"

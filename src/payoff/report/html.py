@@ -17,7 +17,7 @@ from markupsafe import Markup, escape
 from payoff import formats
 from payoff.errors import ConnectionFailed, UsageError
 from payoff.report import charts
-from payoff.report.figures import GRADES, STATES, Effect, Figures, Quantity, State, build, of_result
+from payoff.report.figures import GRADES, STATES, Effect, Figures, Quantity, Section, State, build, of_result, sentence
 
 LIGHT: Mapping[str, str] = {"paper": "#faf8f4", "card": "#ffffff", **charts.PALETTE}
 DARK: Mapping[str, str] = {
@@ -46,10 +46,9 @@ DARK: Mapping[str, str] = {
 
 
 _COLUMNS = {
-    **dict.fromkeys(("Test", "Units", "Margin", "Statistic", "Expires", "Outcome", "How many", "Step"), "short"),
-    **dict.fromkeys(
-        ("Difference", "Relative", "Level", "Value and range", "Contrast", "Owner", "Source", "Tested by"), "middle"
-    ),
+    **dict.fromkeys(("Units", "Margin", "Statistic", "Expires", "Outcome", "How many", "Step"), "short"),
+    **dict.fromkeys(("Value and range", "Contrast", "Owner", "Source", "Tested by", "Test"), "middle"),
+    **dict.fromkeys(("Difference", "Relative", "Level"), "figure"),
 }
 """How much room a column of a table insists on; all others are words, and give way."""
 
@@ -86,7 +85,7 @@ def _draw(figures: Figures) -> dict[str, dict[str, _Drawn | None]]:
 
 
 def _sentence(text: str) -> str:
-    return text if text[-1:] in (".", "!", "?") else f"{formats.capital(text)}."
+    return formats.capital(sentence(text))
 
 
 def _cell(quantity: Quantity) -> Markup:
@@ -97,6 +96,21 @@ def _cell(quantity: Quantity) -> Markup:
 
 def _pair(text: str, interval: str) -> Markup:
     return Markup('<span class="num">{}</span> <span class="interval num">{}</span>').format(text, interval)
+
+
+def _arms(section: Section) -> tuple[list[str], list[list[str]]]:
+    """Arms side by side, a metric a row; one row for each where there are many, or where an arm lacks a metric."""
+    names = list(dict.fromkeys(arm.arm for arm in section.arms))
+    metrics = list(dict.fromkeys(arm.metric for arm in section.arms))
+    found = {(arm.metric, arm.arm): arm for arm in section.arms}
+    if len(names) > 3 or len(found) != len(names) * len(metrics):
+        return ["Metric", "Arm", "Units", "Level"], [[a.metric, a.arm, a.n, _cell(a.quantity)] for a in section.arms]
+
+    def one(metric: str, name: str) -> Markup:
+        arm = found[metric, name]
+        return Markup('{}<span class="interval num">{} units</span>').format(_cell(arm.quantity), arm.n)
+
+    return ["Metric", *names], [[metric, *(one(metric, name) for name in names)] for metric in metrics]
 
 
 def _named(label: str, note: str) -> Markup:
@@ -125,7 +139,7 @@ def _reading(effect: Effect) -> Markup:
     return Markup("{} {}{}").format(
         shape,
         effect.reading,
-        Markup("<br><small>{}</small>").format(formats.capital(_sentence(effect.caveat))) if effect.caveat else "",
+        Markup(" <small>{}</small>").format(formats.capital(_sentence(effect.caveat))) if effect.caveat else "",
     )
 
 
@@ -167,6 +181,7 @@ def page(figures: Figures) -> str:
         grades=GRADES,
         likelihood=[(formats.level(least) if least else "", word) for least, word in formats.LIKELIHOOD],
         columns=_COLUMNS,
+        arms=_arms,
         cell=_cell,
         pair=_pair,
         named=_named,

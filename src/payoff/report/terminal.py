@@ -94,7 +94,7 @@ class _Printer:
     # ---------------------------------------------------------------- the report
 
     def print(self, f: Figures) -> None:
-        self._line(f"{f.kicker} \u00b7 data through {f.through}")
+        self._line(f"{f.kicker} \u00b7 {f.dated}")
         self._space()
         self._line(f"{f.title}.", style="bold")
         self._space()

@@ -71,7 +71,6 @@ _CALLED = {
     "values": "a value",
     "claims": "a claim",
     "reports": "a report",
-    "defaults": "defaults",
 }
 _EXAMPLES = {
     "connections": "{engine: duckdb, path: data/acme.duckdb}",
@@ -82,7 +81,6 @@ _EXAMPLES = {
     "values": "{value: 6.40, low: 5.10, high: 8.00}",
     "claims": "{statement: ..., evidence: [...], amount: ...}",
     "reports": "{show: [claims.savings]}",
-    "defaults": "{entity: user, window: 14d}",
 }
 
 
@@ -215,7 +213,7 @@ class LoadedProject:
         listed += [(name, "secondary") for name in declared.secondary or ()]
         listed += [(name, "guardrail") for name in declared.guardrails or ()]
         if (declared.primary, declared.secondary, declared.guardrails) != (None, None, None):
-            return [MetricUse(name, role, self._label(name, role)) for name, role in listed if name]
+            return [MetricUse(name, role, self._label(name, role)) for name, role in listed]
         entity = self.find_entity(experiment)
         if entity is None:
             return []

@@ -20,7 +20,7 @@ from payoff.errors import DataError
 from payoff.stats.moments import Moments
 from payoff.warehouse.needs import Anchor, ArmsData, ArmsNeed, Measure, MetricMoments, MetricNeed, SourceProfile
 from payoff.warehouse.query import Query, column, conjunction, fragment, sql
-from payoff.warehouse.sources import Catalog, View
+from payoff.warehouse.sources import Catalog, View, to_us
 
 
 @dataclass(frozen=True, slots=True)
@@ -321,23 +321,21 @@ class ArmsReader:
         step, query = self._profile_step(view)
         found = self._catalog.engine.row(query, step.name, view.name)
         self.steps.append(step)
-        rows = int(found["n"])  # type: ignore[call-overload]
-        nulls = {k.removeprefix("ids_"): rows - int(v) for k, v in found.items() if k.startswith("ids_")}  # type: ignore[call-overload]
-        null_times = rows - int(found["times"]) if view.clock is not None else 0  # type: ignore[call-overload]
+        rows = int(found["n"])
+        nulls = {k.removeprefix("ids_"): rows - int(v) for k, v in found.items() if k.startswith("ids_")}
+        null_times = rows - int(found["times"]) if view.clock is not None else 0
         if view.where is not None and (null_times or any(nulls.values())):
             nulls, null_times = self._exact_nulls(view, list(nulls))
         first, last = found.get("first_us"), found.get("last_us")
         if view.clock is not None and view.source.through is not None:
-            from payoff.warehouse.sources import to_us
-
             last = to_us(view.source.through, view.clock.zone)
         self._profiles[view.name] = SourceProfile(
             name=view.name,
             rows=rows,
             null_ids={view.unit_text(e) or e: n for e, n in nulls.items()},
             null_times=null_times,
-            first_us=None if first is None else int(first),  # type: ignore[call-overload]
-            last_us=None if last is None else int(last),  # type: ignore[call-overload]
+            first_us=None if first is None else int(first),
+            last_us=None if last is None else int(last),
             repeated_ids=self._repeated(view),
             id_column=view.source.id,
             fingerprint=self._catalog.fingerprint(view.relation),
@@ -354,7 +352,7 @@ class ArmsReader:
             f"count NULLs of {view.name}",
             view.name,
         )
-        return {e: int(found[f"ids_{e}"]) for e in entities}, int(found.get("times", 0))  # type: ignore[call-overload]
+        return {e: int(found[f"ids_{e}"]) for e in entities}, int(found.get("times", 0))
 
     def _repeated(self, view: View) -> int | None:
         """Rows whose declared id was seen before. Asked only where a repeat would change a number."""
@@ -382,7 +380,7 @@ class ArmsReader:
                 query.render(),
             )
         )
-        repeated = int(found["repeated"])  # type: ignore[call-overload]
+        repeated = int(found["repeated"])
         if entity is not None and repeated:
             text = view.unit_text(entity)
             raise DataError(
@@ -566,7 +564,8 @@ class ArmsReader:
             )
         union = branches[0]
         for branch in branches[1:]:
-            union = exp.union(union, branch, distinct=False, by_name=True)
+            union = exp.union(union, branch, distinct=False)
+            union.set("by_name", True)
         return sql("SELECT row_number() OVER () - 1 AS uid, * FROM units", units=Query(union))
 
     def _exposed_step(self, entity: str) -> Step:
@@ -583,7 +582,8 @@ class ArmsReader:
 
     def _reach(self, scan: _Pass) -> int | None:
         spans = [f.measure.horizon_us for f in scan.columns]
-        return None if any(s is None for s in spans) else max(s for s in spans if s is not None)
+        known = [s for s in spans if s is not None]
+        return max(known) if len(known) == len(spans) else None
 
     def _pass_query(self, scan: _Pass, low: exp.Expr | None, high: exp.Expr | None) -> Query:
         view, reach = scan.view, self._reach(scan)
@@ -837,7 +837,7 @@ class ArmsReader:
                     continue
                 value = measure.cap.value if measure.cap.value is not None else found[f"cap{i}_{j}"]
                 if value is not None:
-                    caps[metric.name, j] = float(value)  # type: ignore[arg-type]
+                    caps[metric.name, j] = float(value)
         bound = {k: exp.convert(v) for k, v in caps.items()}
         step = self._moments_step(x, cutoffs, bound)
         self.steps.append(step)
@@ -924,7 +924,7 @@ class ArmsReader:
                         f' "isfinite({measure.column})" or mend them at the source',
                         source=view.name,
                         column=measure.column,
-                        count=int(str(found["bad"])),
+                        count=int(found["bad"]),
                     )
 
 

@@ -84,9 +84,8 @@ def _source(catalog: Catalog, view: View, source: Source, now: datetime) -> list
             exp.alias_(fragment("count(*) FILTER (WHERE $t > $now)", t=clock.us, now=now_us), "future"),
             exp.alias_(fragment("count(*) FILTER (WHERE $t < 0)", t=clock.us), "ancient"),
         ]
-    for number, (target, text) in enumerate(source.links.items()):
-        del target
-        parts.append(exp.alias_(fragment("count($l)", l=view.scalar(text)), f"links{number}"))
+    for number, linking in enumerate(source.links.values()):
+        parts.append(exp.alias_(fragment("count($l)", l=view.scalar(linking)), f"links{number}"))
     seen: dict[str, Any] = engine.row(
         sql("SELECT $parts FROM base", parts=parts, base=Query(view.rows())), f"examine {name}", name
     )
@@ -96,25 +95,14 @@ def _source(catalog: Catalog, view: View, source: Source, now: datetime) -> list
         return out
     for number, entity in enumerate(keys):
         missing = rows - int(seen[f"ids{number}"])
-        text = view.unit_text(entity)
-        out.append(_nulls(name, text, f"{entity} id", missing, rows))
+        key = view.unit_text(entity)
+        out.append(_nulls(name, key, f"{entity} id", missing, rows))
         if source.one_row_per == entity:
-            repeated = int(
-                str(
-                    engine.row(
-                        sql(
-                            "SELECT count($u) - count(DISTINCT $u) AS n FROM base",
-                            u=keys[entity],
-                            base=Query(view.rows()),
-                        ),
-                        f"repeats in {name}",
-                        name,
-                    )["n"]
-                )
-            )
+            query = sql("SELECT count($u) - count(DISTINCT $u) AS n FROM base", u=keys[entity], base=Query(view.rows()))
+            repeated = int(engine.row(query, f"repeats in {name}", name)["n"])
             status: Status = "fail" if repeated else "ok"
             detail = f"{repeated:,} rows repeat a {entity}" if repeated else f"one row per {entity}, as declared"
-            out.append(Finding(name, text, "one row a unit", status, repeated, rows, detail))
+            out.append(Finding(name, key, "one row a unit", status, repeated, rows, detail))
     if source.id is not None:
         out.append(_nulls(name, source.id, "row id", rows - int(seen["has_id"]), rows))
         repeated = int(seen["has_id"]) - int(seen["distinct_id"])
@@ -151,8 +139,8 @@ def _source(catalog: Catalog, view: View, source: Source, now: datetime) -> list
                         f"{count:,} rows {what}: look at the clock or time zone",
                     )
                 )
-    for number, (target, text) in enumerate(source.links.items()):
-        out.append(_nulls(name, text, f"link to {target}", rows - int(seen[f"links{number}"]), rows))
+    for number, (target, link) in enumerate(source.links.items()):
+        out.append(_nulls(name, link, f"link to {target}", rows - int(seen[f"links{number}"]), rows))
     return out
 
 

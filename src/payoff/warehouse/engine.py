@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import duckdb
 import pyarrow as pa
@@ -123,9 +123,9 @@ class DuckDBEngine:
         text = query.render()
         return self._watched(lambda: self._connection.sql(text).to_arrow_table(), what, source)
 
-    def row(self, query: Query, what: str, source: str | None = None) -> dict[str, object]:
+    def row(self, query: Query, what: str, source: str | None = None) -> dict[str, Any]:
         """The single row of a SELECT that always has one."""
-        rows: list[dict[str, object]] = self.fetch(query, what, source).to_pylist()
+        rows: list[dict[str, Any]] = self.fetch(query, what, source).to_pylist()
         return rows[0]
 
     def keep(self, table: str, query: Query, what: str, source: str | None = None) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
 from functools import lru_cache
+from typing import cast
 
 import sqlglot
 from sqlglot import exp
@@ -58,14 +59,14 @@ def sql(template: str, **parts: Bound | Query | Sequence[exp.Expr]) -> Query:
         if isinstance(part, Query):
             raise TypeError(f"${node.name} is a query; name it as a table")
         if isinstance(part, list | tuple):
-            siblings = node.parent.args[node.arg_key] if node.parent else None
-            if not isinstance(siblings, list):
+            holder, key = node.parent, node.arg_key
+            siblings = holder.args[key] if holder is not None and key is not None else None
+            if not isinstance(siblings, list) or holder is None or key is None:
                 raise TypeError(f"${node.name} is a list where one expression is expected")
             at = next(i for i, sibling in enumerate(siblings) if sibling is node)
-            assert node.parent is not None and node.arg_key is not None
-            node.parent.set(node.arg_key, [*siblings[:at], *(p.copy() for p in part), *siblings[at + 1 :]])
+            holder.set(key, [*siblings[:at], *(p.copy() for p in part), *siblings[at + 1 :]])
         else:
-            node.replace(literal(part))
+            node.replace(literal(cast(Bound, part)))
     tables = {table.name for table in tree.find_all(exp.Table) if not table.db}
     for name, part in parts.items():
         if isinstance(part, Query) and name in tables:
@@ -246,7 +247,7 @@ def _checked(text: str) -> exp.Expr:
     try:
         statements = [s for s in sqlglot.parse(text, read="duckdb") if s is not None]
     except SqlglotError as error:
-        reason = error.errors[0]["description"] if getattr(error, "errors", None) else str(error)
+        reason = _reason(error)
         raise ExpressionError("bad-sql", f"'{_short(text)}' is not a SQL expression: {reason}") from None
     except RecursionError:
         raise ExpressionError("bad-sql", f"'{_short(text)}' is nested too deeply") from None
@@ -270,6 +271,11 @@ def _checked(text: str) -> exp.Expr:
     for node in tree.walk():
         node.comments = None
     return tree
+
+
+def _reason(error: SqlglotError) -> str:
+    found: list[dict[str, str]] = getattr(error, "errors", [])
+    return found[0]["description"] if found else str(error).split("\n")[0]
 
 
 def _short(text: str) -> str:
@@ -306,7 +312,7 @@ def select_only(text: str) -> exp.Query:
     try:
         statements = [s for s in sqlglot.parse(text, read="duckdb") if s is not None]
     except SqlglotError as error:
-        reason = error.errors[0]["description"] if getattr(error, "errors", None) else str(error)
+        reason = _reason(error)
         raise ExpressionError("bad-sql", f"not a SELECT: {reason}") from None
     except RecursionError:
         raise ExpressionError("bad-sql", "nested too deeply") from None

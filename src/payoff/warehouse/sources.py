@@ -214,7 +214,7 @@ class View:
                 f"{found['bad']:,} of {found['present']:,} values are text, not numbers (for example {str(found['example'])[:40]!r})",
                 source=self.name,
                 column=text,
-                count=int(str(found["bad"])),
+                count=int(found["bad"]),
             )
         raise DataError(f"holds numbers stored as text; write CAST({text} AS DOUBLE)", source=self.name, column=text)
 

@@ -51,11 +51,11 @@ def rows_in(catalog: Catalog, source: str, period: timedelta) -> Counted:
     n, first, last = found["n"], found["first_us"], found["last_us"]
     if not n or first is None or last is None:
         raise DataError("has no rows to count", source=source)
-    observed = max((int(last) - int(first)) / _DAY_US, 1.0)  # type: ignore[call-overload]
+    observed = max((int(last) - int(first)) / _DAY_US, 1.0)
     wanted = span_us / _DAY_US
     scale = 1.0 if observed >= wanted - 1.0 else wanted / observed
-    days, variance = float(found["days"]), found["var"]  # type: ignore[arg-type]
-    se = 0.0 if variance is None else scale * math.sqrt(float(variance) * days)  # type: ignore[arg-type]
+    days, variance = float(found["days"]), found["var"]
+    se = 0.0 if variance is None else scale * math.sqrt(float(variance) * days)
     notes = []
     if scale > 1.0:
         notes.append(
@@ -63,7 +63,7 @@ def rows_in(catalog: Catalog, source: str, period: timedelta) -> Counted:
         )
     if variance is None:
         notes.append("one day was observed, so its variation from day to day is not known")
-    return Counted(float(n) * scale, se, observed, tuple(notes))  # type: ignore[arg-type]
+    return Counted(float(n) * scale, se, observed, tuple(notes))
 
 
 def units_in(catalog: Catalog, source: str, entity: str, where: str | None, period: timedelta | None) -> Counted:
@@ -73,7 +73,7 @@ def units_in(catalog: Catalog, source: str, entity: str, where: str | None, peri
     base = view.rows() if where is None else view.rows().where(view.condition(where))
     if view.unit_text(entity) is None:
         found = catalog.engine.row(sql("SELECT count(*) AS n FROM base", base=Query(base)), f"count {entity}s", source)
-        return Counted(float(str(found["n"])), 0.0, 0.0, ("every row is a unit",))
+        return Counted(float(found["n"]), 0.0, 0.0, ("every row is a unit",))
     days = 0.0
     if period is not None:
         if view.clock is None:
@@ -87,8 +87,8 @@ def units_in(catalog: Catalog, source: str, entity: str, where: str | None, peri
         if first is None or last is None:
             raise DataError("has no rows to count", source=source)
         span_us = int(period.total_seconds() * 1_000_000)
-        days = (int(last) - int(first)) / _DAY_US  # type: ignore[call-overload]
-        base = base.where(fragment("$t > $from_us", t=view.clock.us, from_us=literal(int(last) - span_us)))  # type: ignore[call-overload]
+        days = (int(last) - int(first)) / _DAY_US
+        base = base.where(fragment("$t > $from_us", t=view.clock.us, from_us=literal(int(last) - span_us)))
         if days < span_us / _DAY_US - 1:
             notes.append(
                 f"{days:,.0f} of {span_us / _DAY_US:,.0f} days were observed; units are counted, not scaled up, because the same"
@@ -96,4 +96,4 @@ def units_in(catalog: Catalog, source: str, entity: str, where: str | None, peri
             )
     query = sql("SELECT count(DISTINCT $unit) AS n FROM base", unit=view.unit(entity), base=Query(base))
     found = catalog.engine.row(query, f"count {entity}s", source)
-    return Counted(float(str(found["n"])), 0.0, days, tuple(notes))
+    return Counted(float(found["n"]), 0.0, days, tuple(notes))

@@ -1,0 +1,7 @@
+"""``python -m payoff`` is ``payoff``."""
+
+from __future__ import annotations
+
+from payoff.cli import main
+
+main()

@@ -1,0 +1,65 @@
+"""What every registered method owes: assumptions, checks, determinism, refusals, a page in docs/."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from payoff import registry
+from tests.methods.test_experiment import DECISIONS, decisions_project
+
+DOCS = Path(__file__).parents[2] / "docs"
+EMPTY_ARM = {"experiment": "DELETE FROM decisions WHERE arm = 'new'"}
+NO_VARIANCE = {"experiment": "DELETE FROM events WHERE visitor_id <> 'nobody'"}
+
+
+@pytest.fixture(params=sorted(registry.METHODS))
+def name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def test_it_states_assumptions_and_names_checks(name: str) -> None:
+    method = registry.method(name)
+    assert method.assumptions
+    assert method.checks
+    assert all(a.tested_by is None or a.tested_by in method.checks for a in method.assumptions)
+
+
+def test_its_results_carry_only_the_checks_it_names(name: str, tmp_path: Path) -> None:
+    (result,) = decisions_project(tmp_path).run(record=False).results
+    assert {c.name for c in result.checks} <= set(registry.method(name).checks)
+    assert all(c.detail for c in result.checks)
+
+
+def test_it_is_deterministic_under_a_seed(name: str, tmp_path: Path) -> None:
+    project = decisions_project(tmp_path)
+    first, second = (project.run(record=False, seed=7).results[0].to_dict() for _ in range(2))
+    assert first["method"] == name
+
+    def head(result: dict[str, object]) -> str:
+        return json.dumps({k: v for k, v in result.items() if k != "provenance"}, sort_keys=True)
+
+    # parallel sums may differ in their last bits, so eleven digits are compared
+    assert json.loads(head(first), parse_float=lambda x: f"{float(x):.11g}") == json.loads(
+        head(second), parse_float=lambda x: f"{float(x):.11g}"
+    )
+
+
+def test_it_refuses_an_empty_arm(name: str, tmp_path: Path) -> None:
+    run = decisions_project(tmp_path, EMPTY_ARM[name]).run(record=False)
+    assert not run.results
+    assert run.refusals[0].remedy
+
+
+def test_it_refuses_values_that_do_not_vary(name: str, tmp_path: Path) -> None:
+    run = decisions_project(tmp_path, NO_VARIANCE[name], DECISIONS).run(record=False)
+    assert not run.results
+    assert "same value" in run.refusals[0].reason
+
+
+def test_it_has_a_page_that_names_every_check(name: str) -> None:
+    text = (DOCS / "methods" / f"{name}.md").read_text()
+    missing = [check for check in registry.method(name).checks if f"`{check}`" not in text]
+    assert not missing
