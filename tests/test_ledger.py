@@ -7,6 +7,7 @@ import json
 import math
 import os
 import random
+import shlex
 import shutil
 import signal
 import socket
@@ -59,26 +60,30 @@ def postgres_server() -> Iterator[tuple[str, int]]:
     if os.geteuid() == 0:  # the server refuses to run as root
         prefix = ["runuser", "-u", "postgres", "--"]
         shutil.chown(folder, "postgres")
+    data = folder / "data"
+    control = [*prefix, str(programs / "pg_ctl"), "-D", str(data), "-w"]
+    # The watchman stops the server and removes its folder when this process ends, however it ends: his input closes then.
+    stop = shlex.join([*control, "-m", "immediate", "stop"])
+    watch = f"cat; {stop}; rm -r {shlex.quote(str(folder))}"
+    quiet = subprocess.DEVNULL
+    watchman = subprocess.Popen(
+        ["sh", "-c", watch], stdin=subprocess.PIPE, stdout=quiet, stderr=quiet, cwd="/", start_new_session=True
+    )
     try:
         secret = folder / "password"
         secret.write_text(PASSWORD + "\n")
-        secret.chmod(0o644)
-        data = folder / "data"
         create = [*prefix, str(programs / "initdb"), "-D", str(data), "-U", "owner", "-A", "scram-sha-256"]
         create += ["--pwfile", str(secret), "-E", "UTF8", "--no-locale", "--no-sync"]
         subprocess.run(create, check=True, capture_output=True, cwd=folder)
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
-        control = [*prefix, str(programs / "pg_ctl"), "-D", str(data), "-w"]
         options = f"-h 127.0.0.1 -p {port} -c unix_socket_directories='' -c fsync=off -c max_connections=60"
-        subprocess.run([*control, "-l", str(data / "log"), "-o", options, "start"], check=True, cwd=folder)
-        try:
-            yield "127.0.0.1", port
-        finally:
-            subprocess.run([*control, "-m", "immediate", "stop"], check=True, cwd=folder)
+        start = [*control, "-l", str(data / "log"), "-o", options, "start"]
+        subprocess.run(start, check=True, cwd=folder, stdout=quiet)
+        yield "127.0.0.1", port
     finally:
-        shutil.rmtree(folder)
+        watchman.communicate()
 
 
 def _postgres(server: tuple[str, int], database: str = "postgres", password: str = QUOTED) -> str:

@@ -81,7 +81,7 @@ class _Verbs(TyperGroup):
             sys.exit(code)
         return code
 
-    def invoke(self, ctx: typer.Context) -> Any:
+    def invoke(self, ctx: Any) -> Any:
         asked: _Asked = ctx.obj
         try:
             value = super().invoke(ctx)
@@ -116,7 +116,10 @@ def _fail(asked: _Asked, error: Exception, after: str = "") -> int:
         text = f"internal error: {type(error).__name__}: {told}\nThis is a bug in Payoff, not in your project; PAYOFF_DEBUG=1 shows where it happened."
     if isinstance(error, DefinitionError):
         files = {problem.file for problem in error.problems}
-        text = "\n".join(map(str, error.problems)) + f"\n{_many(len(error.problems), 'problem')} in {_many(len(files), 'file')}"
+        text = (
+            "\n".join(map(str, error.problems))
+            + f"\n{_many(len(error.problems), 'problem')} in {_many(len(files), 'file')}"
+        )
     if asked.json:
         _emit(data)
     sys.stdout.flush()
@@ -194,12 +197,19 @@ def _sql(text: str) -> None:
     Console().print(Syntax(formats.lines(text), "sql", word_wrap=True, background_color="default"))
 
 
-def _findings(run: Mapping[str, Any], report: str | None = None) -> None:
+def _findings(run: Mapping[str, Any], brief: bool) -> None:
+    """What a run found: in colour on a terminal, plain anywhere else."""
     from rich.console import Console
 
     from payoff.report import figures, terminal
 
-    terminal.render(figures.build(run, report), Console(file=sys.stdout, markup=False, highlight=False, emoji=False))
+    page = figures.build(run)
+    if sys.stdout.isatty():
+        terminal.render(page, Console(), brief=brief)
+        return
+    text = io.StringIO()
+    terminal.render(page, Console(file=text, color_system=None), brief=brief)
+    _say("\n".join(line.rstrip() for line in text.getvalue().rstrip("\n").split("\n")))
 
 
 @contextmanager
@@ -310,17 +320,25 @@ def _complete_report(ctx: typer.Context, incomplete: str) -> list[str]:
 NAME_HELP = "Experiments and claims, such as first_name_subject or claims.savings."
 ProjectOption = Annotated[
     Path | None,
-    typer.Option("--project", "-p", metavar="DIR", help="The project's folder. Default: found upwards from here, as git does."),
+    typer.Option(
+        "--project", "-p", metavar="DIR", help="The project's folder. Default: found upwards from here, as git does."
+    ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, and nothing else there.")]
+BriefOption = Annotated[bool, typer.Option("--brief", help="The findings alone, without what backs them.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no notes.")]
 NamesArgument = Annotated[
     list[str] | None,
-    typer.Argument(metavar="NAMES", help=f"{NAME_HELP} Default: all.", show_default=False, autocompletion=_complete_name),
+    typer.Argument(
+        metavar="NAMES", help=f"{NAME_HELP} Default: all.", show_default=False, autocompletion=_complete_name
+    ),
 ]
 
 app = typer.Typer(
-    cls=_Verbs, rich_markup_mode=None, pretty_exceptions_enable=False, context_settings={"help_option_names": ["--help", "-h"]}
+    cls=_Verbs,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["--help", "-h"]},
 )
 
 
@@ -339,7 +357,9 @@ def _version(asked: bool) -> None:
 )
 def payoff(
     ctx: typer.Context,
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
     """What did this model, or this personalisation, really earn, and how sure are we?"""
     del version
@@ -352,10 +372,17 @@ def payoff(
 
 @app.command()
 def demo(
-    customers: Annotated[int, typer.Option(metavar="N", help="Customers of the simulated company, 100 to 999,999.")] = 60_000,
+    customers: Annotated[
+        int, typer.Option(metavar="N", help="Customers of the simulated company, 100 to 999,999.")
+    ] = 60_000,
     seed: Annotated[int, typer.Option(min=0, metavar="N", help="Another seed is another company.")] = 7,
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the project goes; the truth goes to DIR-truth.")] = Path("payoff-demo"),
-    keep: Annotated[bool, typer.Option("--keep", help="Run an earlier demo as it now stands, edits included, instead of making it anew.")] = False,
+    out: Annotated[
+        Path, typer.Option("--out", metavar="DIR", help="Where the project goes; the truth goes to DIR-truth.")
+    ] = Path("payoff-demo"),
+    keep: Annotated[
+        bool,
+        typer.Option("--keep", help="Run an earlier demo as it now stands, edits included, instead of making it anew."),
+    ] = False,
     json_: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -390,7 +417,7 @@ def demo(
     if json_:
         _emit({"project": str(folder), "report": str(report), "truth": str(truth), "run": run, "against_truth": known})
         return
-    _findings(run)
+    _findings(run, brief=True)
     _say()
     _say(f"The report:   {_near(report)}")
     _say(f"The project:  {_near(folder)}")
@@ -445,8 +472,16 @@ def _against_truth(run: Mapping[str, Any], loaded: LoadedProject, truth: Mapping
             inside = estimate["low"] <= effect <= estimate["high"]
             keep = {key: estimate[key] for key in ("metric", "contrast", "value", "low", "high", "level", "unit")}
             rows.append({"experiment": result["name"], **keep, "truth": effect, "inside": inside})
-    totals = {k: truth[k] for k in ("last_touch_attributed_revenue", "true_incremental_revenue", "attributed_over_true")}
-    return {"inside": sum(r["inside"] for r in rows), "of": len(rows), "intervals": rows, "left_out": left_out, **totals}
+    totals = {
+        k: truth[k] for k in ("last_touch_attributed_revenue", "true_incremental_revenue", "attributed_over_true")
+    }
+    return {
+        "inside": sum(r["inside"] for r in rows),
+        "of": len(rows),
+        "intervals": rows,
+        "left_out": left_out,
+        **totals,
+    }
 
 
 def _tell_truth(known: Mapping[str, Any], folder: Path) -> None:
@@ -454,7 +489,9 @@ def _tell_truth(known: Mapping[str, Any], folder: Path) -> None:
     _say("-" * min(_width(), 80))
     _say(f"What only a simulation knows ({_near(folder)}, read after the run)")
     _say()
-    _say(f"The simulated truth lies inside {known['inside']} of {known['of']} intervals of {level}.")
+    miss = "" if known["inside"] == known["of"] else " About one in twenty misses it by chance."
+    _say(_wrap(f"The simulated truth lies inside {known['inside']} of {known['of']} intervals of {level}.{miss}"))
+    _say()
     rows = []
     for row in known["intervals"]:
         unit = formats.unit(row["unit"])
@@ -463,10 +500,12 @@ def _tell_truth(known: Mapping[str, Any], folder: Path) -> None:
         rows.append((formats.human(row["metric"]), truth, shown.range, "inside" if row["inside"] else "outside"))
     _say(_table(("metric", "true effect", f"{level} interval", ""), rows))
     for metric in dict.fromkeys(known["left_out"]):
-        _say(f"({formats.human(metric)} is left out: its estimate is capped, the simulated effect is not.)")
+        _say(_wrap(f"{formats.human(metric)} is left out: its estimate is capped, the simulated effect is not."))
     if known["attributed_over_true"] is not None:
         money = formats.Unit("money", "USD")
-        booked, true = (formats.rounded(known[k], money) for k in ("last_touch_attributed_revenue", "true_incremental_revenue"))
+        booked, true = (
+            formats.rounded(known[k], money) for k in ("last_touch_attributed_revenue", "true_incremental_revenue")
+        )
         _say()
         _say(
             _wrap(
@@ -507,10 +546,14 @@ _TEMPLATE_NEXT: Mapping[Template, tuple[str, ...]] = {
 
 @app.command()
 def init(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder of the new project.", show_default=False)] = Path(),
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="The folder of the new project.", show_default=False)
+    ] = Path(),
     template: Annotated[
         Template,
-        typer.Option(help="email: a subject-line test; holdout: a share of customers kept from personalisation; table: one row a customer."),
+        typer.Option(
+            help="email: a subject-line test; holdout: a share of customers kept from personalisation; table: one row a customer."
+        ),
     ] = Template.email,
     json_: JsonOption = False,
     quiet: QuietOption = False,
@@ -534,7 +577,9 @@ def init(
     texts["payoff.yml"] = texts["payoff.yml"].replace("project: PROJECT", f"project: {called}")
     taken = [name for name in texts if (root / name).exists()]
     if taken:
-        raise UsageError(f"{root} already holds {', '.join(taken)}; nothing was written. Name another folder: payoff init DIR")
+        raise UsageError(
+            f"{root} already holds {', '.join(taken)}; nothing was written. Name another folder: payoff init DIR"
+        )
     try:
         (root / "definitions").mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -554,7 +599,11 @@ def init(
         _say(_wrap(line, "  ", "  "))
     where = "" if root == Path.cwd() else f" -p {shlex.quote(_near(root))}"
     _say("\nThen:")
-    for command, does in (("check", "are the definitions and columns right?"), ("doctor", "is the data?"), ("run", "the answer")):
+    for command, does in (
+        ("check", "are the definitions and columns right?"),
+        ("doctor", "is the data?"),
+        ("run", "the answer"),
+    ):
         _say(f"  {f'payoff {command}{where}':<30} {does}")
 
 
@@ -564,7 +613,9 @@ def init(
 @app.command()
 def check(
     project: ProjectOption = None,
-    definitions_only: Annotated[bool, typer.Option("--definitions-only", help="Do not look at the data's columns.")] = False,
+    definitions_only: Annotated[
+        bool, typer.Option("--definitions-only", help="Do not look at the data's columns.")
+    ] = False,
     json_: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -581,7 +632,8 @@ def check(
     sections = ("sources", "metrics", "experiments", "values", "claims", "reports")
     counts = {section: len(getattr(spec, section)) for section in sections}
     warnings = [
-        {"file": w.file, "line": w.line, "column": w.column, "code": w.code, "message": w.message} for w in loaded.warnings
+        {"file": w.file, "line": w.line, "column": w.column, "code": w.code, "message": w.message}
+        for w in loaded.warnings
     ]
     if json_:
         _emit(
@@ -622,7 +674,9 @@ def doctor(project: ProjectOption = None, json_: JsonOption = False, quiet: Quie
             rows = [f for f in findings if f["source"] == source]
             lines = _table(("", "", ""), [(f["status"], f["column"] or f["check"], f["detail"]) for f in rows])
             _say(textwrap.indent("\n".join(lines.split("\n")[1:]), "  "))
-        _say(f"{_many(len(opened.loaded.sources()), 'source')}: {counts['ok']} ok, {counts['warn']} warn, {counts['fail']} fail.")
+        _say(
+            f"{_many(len(opened.loaded.sources()), 'source')}: {counts['ok']} ok, {counts['warn']} warn, {counts['fail']} fail."
+        )
     raise typer.Exit(1 if counts["fail"] else 0)
 
 
@@ -674,7 +728,9 @@ def _passes(steps: Sequence[Mapping[str, Any]]) -> dict[str, int]:
 def _anything(opened: Project) -> None:
     spec = opened.loaded.spec
     if not spec.experiments and not spec.claims:
-        raise UsageError(f"the project {spec.project} declares no experiment and no claim yet; `payoff init DIR` writes an example")
+        raise UsageError(
+            f"the project {spec.project} declares no experiment and no claim yet; `payoff init DIR` writes an example"
+        )
 
 
 # ---------------------------------------------------------------- running
@@ -684,10 +740,19 @@ def _anything(opened: Project) -> None:
 def run(
     ctx: typer.Context,
     names: NamesArgument = None,
-    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Of the random draws that carry uncertainty to money.")] = 1,
+    seed: Annotated[
+        int, typer.Option(min=0, metavar="N", help="Of the random draws that carry uncertainty to money.")
+    ] = 1,
     no_record: Annotated[bool, typer.Option("--no-record", help="Do not keep the run in the ledger.")] = False,
-    today: Annotated[str | None, typer.Option(metavar="DATE", help="The day against which values expire. Default: today.", show_default=False)] = None,
-    out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Also write the run's JSON to FILE.", show_default=False)] = None,
+    brief: BriefOption = False,
+    today: Annotated[
+        str | None,
+        typer.Option(metavar="DATE", help="The day against which values expire. Default: today.", show_default=False),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="FILE", help="Also write the run's JSON to FILE.", show_default=False),
+    ] = None,
     project: ProjectOption = None,
     json_: JsonOption = False,
     quiet: QuietOption = False,
@@ -702,7 +767,13 @@ def run(
     asked: _Asked = ctx.obj
     with _progress("look at columns", quiet or json_) as tell:
         found = opened.run(
-            names, seed=seed, record=not no_record, today=_day(today), progress=tell, actor=_user(), command=asked.command
+            names,
+            seed=seed,
+            record=not no_record,
+            today=_day(today),
+            progress=tell,
+            actor=_user(),
+            command=asked.command,
         )
     data = found.to_dict()
     if out is not None:
@@ -710,7 +781,7 @@ def run(
     if json_:
         _emit(data)
     else:
-        _findings(data)
+        _findings(data, brief)
         if data["failures"]:
             _say("\nFailed:")
             for failure in data["failures"]:
@@ -729,9 +800,15 @@ def run(
 def show(
     name: Annotated[
         str | None,
-        typer.Argument(metavar="NAME", help="An experiment, a claim or the id of a run. Default: the newest run.", show_default=False, autocompletion=_complete_name),
+        typer.Argument(
+            metavar="NAME",
+            help="An experiment, a claim or the id of a run. Default: the newest run.",
+            show_default=False,
+            autocompletion=_complete_name,
+        ),
     ] = None,
     sql: Annotated[bool, typer.Option("--sql", help="The SQL that gave the figures, as it was executed.")] = False,
+    brief: BriefOption = False,
     history: Annotated[bool, typer.Option("--history", help="Every stored version of NAME, oldest first.")] = False,
     runs: Annotated[bool, typer.Option("--runs", help="The newest runs.")] = False,
     project: ProjectOption = None,
@@ -754,26 +831,27 @@ def show(
             _show_runs(ledger.runs(project=opened.loaded.spec.project), json_)
             return
         stored, meant = opened.recall(ledger, name)
-        whole = stored.to_dict()
-        if history:
-            kinds = {entry.kind for entry in stored.entries if entry.name in meant}
-            versions = [
-                {"seq": v.seq, "at": v.at, "run_id": v.run_id, "kind": kind, "figures": dict(v.figures)}
-                for kind in ("result", "claim", "refusal")
-                for full in meant
-                if kinds
-                for v in ledger.history(kind, full, project=opened.loaded.spec.project)
-            ]
-            versions.sort(key=lambda v: int(v["seq"]))
-    data = whole if name is None or name == stored.run_id else _only(whole, meant)
+        whole_run = not any(full == name or full.endswith(f".{name}") for full in meant)
+        if history and whole_run:
+            raise UsageError(f"--history needs the NAME of an experiment or a claim, which '{name}' is not")
+        kinds = ("result", "claim", "refusal") if history else ()
+        found = [
+            (v, kind) for kind in kinds for v in ledger.history(kind, meant[0], project=opened.loaded.spec.project)
+        ]
+    data = stored.to_dict() if whole_run else _only(stored.to_dict(), meant)
     if history:
-        _show_history(meant, versions, json_)
+        ordered = sorted(found, key=lambda pair: pair[0].seq)
+        versions = [
+            {"seq": v.seq, "at": v.at, "run_id": v.run_id, "kind": kind, "figures": dict(v.figures)}
+            for v, kind in ordered
+        ]
+        _show_history(meant[0], versions, json_)
     elif sql:
         _show_sql(data, json_)
     elif json_:
         _emit(data)
     else:
-        _findings(data)
+        _findings(data, brief)
         _note(f"run {stored.run_id[:8]} of {formats.moment(stored.header.at)}", quiet)
     try:
         with opened.ledger() as ledger:
@@ -813,9 +891,9 @@ def _show_runs(entries: Sequence[Any], json_: bool) -> None:
     _say(_table(("run", "when", "who", "holds"), cells))
 
 
-def _show_history(names: Sequence[str], versions: Sequence[Mapping[str, Any]], json_: bool) -> None:
+def _show_history(name: str, versions: Sequence[Mapping[str, Any]], json_: bool) -> None:
     if json_:
-        _emit({"names": list(names), "versions": list(versions)})
+        _emit({"name": name, "versions": list(versions)})
         return
     rows = []
     for version in versions:
@@ -824,10 +902,12 @@ def _show_history(names: Sequence[str], versions: Sequence[Mapping[str, Any]], j
         if group is None:
             shown = figures.get("reason", "no figure")
         else:
-            numbers = (figures[f"{group}.{key}"] for key in ("value", "low", "high"))
-            text = formats.written(*numbers, formats.unit(figures[f"{group}.unit"]), change=True)
+            value, low, high = (figures[f"{group}.{key}"] for key in ("value", "low", "high"))
+            text = formats.written(value, low, high, formats.unit(figures[f"{group}.unit"]), change=True)
             shown = f"{figures.get('estimate.metric', group)} {text.value} ({text.range})"
-        grade = f"{figures.get('verdict', version['kind'])}, {figures['grade']}" if "grade" in figures else version["kind"]
+        grade = (
+            f"{figures.get('verdict', version['kind'])}, {figures['grade']}" if "grade" in figures else version["kind"]
+        )
         rows.append((formats.moment(version["at"]), version["run_id"][:8], shown, grade))
     _say(_table(("when", "run", "figure and interval", "verdict, grade"), rows))
 
@@ -850,9 +930,17 @@ def _show_sql(run: Mapping[str, Any], json_: bool) -> None:
 def report(
     name: Annotated[
         str | None,
-        typer.Argument(metavar="NAME", help="A report of the project. Default: all figures of the newest run.", show_default=False, autocompletion=_complete_report),
+        typer.Argument(
+            metavar="NAME",
+            help="A report of the project. Default: all figures of the newest run.",
+            show_default=False,
+            autocompletion=_complete_report,
+        ),
     ] = None,
-    out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Default: reports/NAME.html in the project.", show_default=False)] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="FILE", help="Default: reports/NAME.html in the project.", show_default=False),
+    ] = None,
     open_: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
     project: ProjectOption = None,
     json_: JsonOption = False,
@@ -916,7 +1004,12 @@ def _newest_with(opened: Project, wanted: Sequence[str]) -> dict[str, Any] | Non
 def verify(
     name: Annotated[
         str | None,
-        typer.Argument(metavar="NAME|RUN", help="An experiment, a claim or the id of a run. Default: the newest run.", show_default=False, autocompletion=_complete_name),
+        typer.Argument(
+            metavar="NAME|RUN",
+            help="An experiment, a claim or the id of a run. Default: the newest run.",
+            show_default=False,
+            autocompletion=_complete_name,
+        ),
     ] = None,
     project: ProjectOption = None,
     json_: JsonOption = False,

@@ -388,19 +388,27 @@ class Project:
                     select_only(text)
                 except ExpressionError as error:
                     codes.add(error.code)
-                    problems.append(self._problem(("sources", name, "sql"), error))
+                    problems.append(self._problem((*self.loaded.steps_of(name), "sql"), error))
         if problems:
             raise DefinitionError(problems)
         for piece in self.loaded.sql_fragments():
-            if piece.source not in wanted:
-                continue
-            try:
-                catalog.view(piece.source).scalar(piece.text)
-            except ExpressionError as error:
-                codes.add(error.code)
-                problems.append(self._problem(piece.path, error))
+            readers = [piece.source] if piece.source is not None else self._readers_of_id(piece.path, wanted)
+            for source in readers:
+                if source not in wanted:
+                    continue
+                try:
+                    catalog.view(source).scalar(piece.text)
+                except ExpressionError as error:
+                    codes.add(error.code)
+                    problems.append(self._problem(piece.path, error))
         if problems:
             raise (MissingColumns if codes == {"unknown-column"} else DefinitionError)(problems)
+
+    def _readers_of_id(self, path: loader.Steps, sources: Iterable[str]) -> list[str]:
+        """The sources that use the id of the entity at ``path``, because they do not map that entity themselves."""
+        entity = str(path[1])
+        known = self.loaded.sources()
+        return [s for s in sources if entity not in known[s].entity and self.loaded.declares(known[s], entity)]
 
     def _problem(self, steps: loader.Steps, error: ExpressionError) -> Problem:
         file, line, column = self.loaded.positions.of(*steps)
@@ -455,7 +463,6 @@ class Project:
         fingerprints: dict[str, str] = {}
         as_of: list[int] = []
         volumes: dict[tuple[str, timedelta], pricing.Volume] = {}
-        populations: dict[tuple[str, timedelta | None], pricing.Population] = {}
         per_claim: dict[str, dict[tuple[str, timedelta | None], pricing.Population]] = {}
         versions = _versions()
         if designs:

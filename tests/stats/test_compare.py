@@ -113,8 +113,8 @@ TEA_TASTING = {
 def test_difference_and_relative_lift_are_tea_tastings(
     case: tuple[int, int, int, float, str], expected: tuple[float, ...]
 ) -> None:
-    *how, of = case
-    y0, y1, d0, d1 = two_arms(*how)  # type: ignore[arg-type]
+    seed, n_control, n_treatment, by, of = case
+    y0, y1, d0, d1 = two_arms(seed, n_control, n_treatment, by)
     t, c = (mean_of(y1), mean_of(y0)) if of == "mean" else (ratio_of(y1, d1), ratio_of(y0, d0))
     gap, lift = difference(t, c), relative_lift(t, c)
     assert isinstance(lift, LogDelta)
@@ -475,6 +475,10 @@ def test_doubt_names_the_arm_and_why(treatment: Level, control: Level, words: st
     found = normal_approximation_doubtful(treatment, control)
     assert found is not None
     assert words in found
+    named = str(normal_approximation_doubtful(treatment, control, names=("'new'", "'old'")))
+    assert named == found.replace("in treatment", "in 'new'").replace("in control", "in 'old'").replace(
+        "of treatment:", "of 'new':"
+    ).replace("control carries", "'old' carries").replace("treatment carries", "'new' carries")
 
 
 @pytest.mark.parametrize(

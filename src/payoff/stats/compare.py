@@ -220,8 +220,12 @@ _LOPSIDED = 0.15
 _USUAL_SKEW = 3.0
 
 
-def normal_approximation_doubtful(treatment: Level, control: Level, *, relative: bool = False) -> str | None:
+def normal_approximation_doubtful(
+    treatment: Level, control: Level, *, relative: bool = False, names: tuple[str, str] = ("treatment", "control")
+) -> str | None:
     """Why the intervals may not cover as often as they say, in a sentence, or None. For metrics never below zero.
+
+    ``names`` are what the sentence calls the two arms.
 
     From the levels alone. An arm's units count as value^2 / variance even ones (n over the squared coefficient of
     variation): for a rate about the number of conversions, for revenue the buyers, less the larger their spread. With
@@ -238,7 +242,7 @@ def normal_approximation_doubtful(treatment: Level, control: Level, *, relative:
         return None
     skewness = 0.0
     total = treatment.variance + control.variance
-    for name, arm, sign in (("treatment", treatment, 1.0), ("control", control, -1.0)):
+    for name, arm, sign in ((names[0], treatment, 1.0), (names[1], control, -1.0)):
         even = arm.value**2 / arm.variance
         binary = _share_of_ones(arm)
         if binary is not None:
@@ -259,9 +263,9 @@ def normal_approximation_doubtful(treatment: Level, control: Level, *, relative:
             per_root_n = _USUAL_SKEW / math.sqrt(even)
         skewness += sign * per_root_n * (arm.variance / total) ** 1.5
     if abs(skewness) > _LOPSIDED:
-        side = "treatment" if skewness > 0 else "control"
+        side = names[0] if skewness > 0 else names[1]
         return (
-            f"the values are skewed and {side} carries most of the uncertainty, so the arms' skewness does not cancel: "
+            f"the values are skewed and {side} carries most of the uncertainty, so the skewness of the two arms does not cancel: "
             "the interval misses more often on one side than it says; more units there would mend it"
         )
     return None

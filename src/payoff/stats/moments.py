@@ -51,7 +51,7 @@ class Moments:
         return np.diagonal(self.cov)
 
     @classmethod
-    def of(cls, values: FloatArray | Sequence[float]) -> Moments:
+    def of(cls, values: FloatArray | Sequence[float] | Sequence[Sequence[float]]) -> Moments:
         """The moments of ``values``: (n, k), one row a unit, or (n,) for one measure.
 
         The corrected two-pass algorithm (Chan, Golub, LeVeque 1983, "Algorithms for computing the sample variance",

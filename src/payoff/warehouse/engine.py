@@ -188,11 +188,8 @@ def _plain(error: Exception) -> str:
 
 def _translated(error: duckdb.Error, what: str, source: str | None) -> DataError | ConnectionFailed:
     reason = _plain(error)
-    if (
-        isinstance(error, duckdb.OutOfMemoryException)
-        or "No space left" in reason
-        or "max_temp_directory_size" in reason
-    ):
+    full = ("No space left", "File too large", "max_temp_directory_size", "Could not write")
+    if isinstance(error, duckdb.OutOfMemoryException) or any(sign in reason for sign in full):
         return ConnectionFailed(
             f"{what}: out of memory or of room to spill ({reason}). Raise memory_limit or point temp_directory at a"
             " larger disk in the project's connection"

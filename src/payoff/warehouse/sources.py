@@ -73,9 +73,11 @@ def files_of(name: str, source: Source, root: Path) -> list[str]:
     for path in found:
         try:
             with open(path, "rb") as handle:
-                handle.read(1)
+                empty = not handle.read(1)
         except OSError as error:
             raise DataError(f"{path} cannot be read: {error.strerror}", source=name) from error
+        if empty:
+            raise DataError(f"{path} is empty: not even a header", source=name)
     return [str(Path(path).resolve()) for path in found]
 
 
