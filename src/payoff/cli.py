@@ -867,7 +867,11 @@ def _only(run: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
     for claim in run["claims"]:
         if claim["name"] in wanted:
             wanted |= {e if "." in e else f"experiments.{e}" for e in claim["evidence"]}
-    lists = {s: [item for item in run[s] if item["name"] in wanted] for s in ("results", "claims", "refusals")}
+    metrics = tuple(f"{name}." for name in wanted)  # a metric without a number is refused under its experiment's name
+    lists = {
+        section: [item for item in run[section] if item["name"] in wanted or item["name"].startswith(metrics)]
+        for section in ("results", "claims", "refusals")
+    }
     return {**run, **lists, "reports": {}}
 
 

@@ -357,6 +357,7 @@ class Project:
                     timed=source.time is not None,
                     crosses=tuple(sorted(crosses)),
                     default_window=experiment.window or spec.defaults.window,
+                    now_us=int(datetime.now(UTC).timestamp() * 1_000_000),
                 )
             )
         return out

@@ -158,6 +158,26 @@ def test_kinds_of_unit_and_kinds_of_metric_side_by_side(tmp_path: Path) -> None:
             assert shown.n == means[1] < means[2]
 
 
+def test_answers_off_the_scale_are_left_out_and_counted(tmp_path: Path) -> None:
+    wrong = (
+        CHATS + "; UPDATE surveys SET score = 12 WHERE conversation_id IN (SELECT conversation_id FROM surveys LIMIT 7)"
+    )
+    run = decisions_project(tmp_path, wrong, TWO_KINDS).run(["bot"], record=False)
+    (found,) = [c for c in run.results[0].checks if c.name == "out_of_range"]
+    with duckdb.connect(str(tmp_path / "data.duckdb"), read_only=True) as connection:
+        counted = connection.execute("SELECT count(*) FROM surveys WHERE score = 12").fetchone()
+    assert counted is not None
+    assert (found.status, found.statistic) == ("warn", float(counted[0]))
+    assert run.results[0].left_out["rows with an impossible value (nps)"] == counted[0]
+
+
+def test_times_in_the_future_are_named(tmp_path: Path) -> None:
+    result = only_result(decisions_project(tmp_path, "UPDATE events SET t = '2099-01-01' WHERE visitor_id = 'nobody'"))
+    (found,) = [c for c in result.checks if c.name == "clock"]
+    assert found.status == "warn"
+    assert "source 'events' goes to 2099-01-01" in found.detail
+
+
 def test_ids_of_different_types_are_joined_as_text(tmp_path: Path) -> None:
     project = decisions_project(
         tmp_path / "a",

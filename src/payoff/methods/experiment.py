@@ -26,6 +26,7 @@ from payoff.warehouse.sources import from_us, to_us
 SRM_ALARM = 0.001
 """Below this p the arms' sizes are not what was planned (Fabijan et al. 2019, "Diagnosing sample ratio mismatch")."""
 
+_DAY_US = 86_400_000_000
 _UNREAD_OPENS = re.compile(r"(^|_)opens?(_|$)", re.IGNORECASE)
 
 
@@ -64,7 +65,7 @@ class ExperimentDesign:
     timed: bool = True
     crosses: tuple[tuple[str, str], ...] = ()
     default_window: timedelta | None = None
-    source_where: str | None = None
+    now_us: int | None = None
 
     @property
     def level(self) -> float:
@@ -106,6 +107,8 @@ class ExperimentMethod:
         "values_missing",
         "few_units",
         "repeated_ids",
+        "out_of_range",
+        "clock",
         "trusted_primary",
     )
 
@@ -122,10 +125,7 @@ class ExperimentMethod:
             starts_us=None if experiment.starts is None else to_us(experiment.starts, design.zone),
             ends_us=None if experiment.ends is None else to_us(experiment.ends, design.zone),
             arms=tuple(assignment.split or ()),
-            metrics=tuple(
-                MetricNeed(use.name, tuple(_measures(use.metric, use.window, design.default_window)))
-                for use in design.metrics
-            ),
+            metrics=tuple(_need(use, design.default_window) for use in design.metrics),
             crosses=design.crosses,
         )
 
@@ -175,6 +175,7 @@ class ExperimentMethod:
             numbers = data.metrics[r.use.name]
             left_out[f"units whose window is still open ({r.use.name})"] = sum(numbers.ineligible.values())
             left_out[f"units without a value ({r.use.name})"] = sum(numbers.without.values())
+            left_out[f"rows with an impossible value ({r.use.name})"] = numbers.invalid
         assumptions = [*self.assumptions, *_windows(design, readings), *no_lift]
         return Result(
             name=name,
@@ -391,6 +392,14 @@ def _both(a: str | None, b: str) -> str:
     return b if a is None else f"({a}) AND ({b})"
 
 
+def _need(use: MetricUse, default_window: timedelta | None) -> MetricNeed:
+    invalid = None
+    if isinstance(use.metric, nouns.NpsMetric):
+        impossible = _both(use.metric.where, f"NOT (({use.metric.column}) BETWEEN 0 AND 10)")
+        invalid = Measure(use.metric.from_, "count", None, impossible, _us(use.window))
+    return MetricNeed(use.name, tuple(_measures(use.metric, use.window, default_window)), invalid)
+
+
 def _measures(metric: nouns.Metric, window: timedelta | None, default_window: timedelta | None) -> Iterator[Measure]:
     """One measure a unit, or numerator and denominator."""
     span = _us(window)
@@ -549,7 +558,25 @@ def _row_checks(design: ExperimentDesign, data: ArmsData) -> list[Check]:
             else "no source declares an id: COLUMN to look for repeats in"
         )
         out.append(Check("repeated_ids", "pass" if looked else "not-run", 0.0 if looked else None, detail))
+    out.append(_clock_check(design, data))
     return out
+
+
+def _clock_check(design: ExperimentDesign, data: ArmsData) -> Check:
+    """Times in the future would make every window look closed."""
+    if not design.timed or design.now_us is None:
+        return Check("clock", "not-run", None, "there is no clock to look at")
+    ahead = [p for p in data.sources.values() if p.last_us is not None and p.last_us > design.now_us + _DAY_US]
+    if ahead:
+        worst = max(ahead, key=lambda p: p.last_us or 0)
+        return Check(
+            "clock",
+            "warn",
+            float(len(ahead)),
+            f"source '{worst.name}' goes to {from_us(worst.last_us or 0)}, which lies in the future: windows may look closed that"
+            " are not. Look at the clock or the time zone, or say how far the data are complete: through: TIME",
+        )
+    return Check("clock", "pass", 0.0, "no source goes beyond today")
 
 
 def _null_check(check: str, source: str, column: str, n: int, rows: int, what: str) -> Check:
@@ -674,14 +701,27 @@ def _value_checks(
             )
     if not any(c.name == "values_missing" for c in out):
         out.append(Check("values_missing", "pass", None, "no sign that having a value depends on the arm"))
+    invalid = {r.use.name: n for r in readings if (n := data.metrics[r.use.name].invalid)}
+    scaled = any(r.use.metric.kind == "nps" for r in readings)
+    out.append(
+        Check(
+            "out_of_range",
+            "warn" if invalid else "pass" if scaled else "not-run",
+            float(sum(invalid.values())) if scaled else None,
+            "; ".join(f"{name}: {n:,} answers are not between 0 and 10 and are left out" for name, n in invalid.items())
+            or ("every answer lies on its scale" if scaled else "no metric here has a scale"),
+        )
+    )
     doubts: list[str] = []
     for r in readings:
+        if r.use.metric.kind == "nps":  # the rule is for metrics that are never below zero
+            continue
         for arm in treatments:
-            doubt = compare.normal_approximation_doubtful(r.levels[arm], r.levels[control])
-            if doubt is not None:
-                for word, name in (("treatment", arm), ("control", control)):
-                    doubt = re.sub(rf"\b{word}\b(?!')", lambda _, name=name: f"'{name}'", doubt)  # type: ignore[misc]
-                doubts.append(f"{r.use.name}: {doubt}")
+            pair, names = (r.levels[arm], r.levels[control]), (arm, control)
+            doubt = compare.normal_approximation_doubtful(*pair, names=names)
+            lift = doubt or compare.normal_approximation_doubtful(*pair, relative=True, names=names)
+            if lift is not None:
+                doubts.append(f"{r.use.name}{'' if doubt else ' (relative lift)'}: {lift}")
     out.append(
         Check(
             "few_units",

@@ -855,15 +855,14 @@ def _input_name(name: str) -> str:
     return isolate(f"{lead}{human(what.strip())}{how}")
 
 
-def _input_unit(node: _Node, currency: str) -> tuple[Unit, bool]:
+def _input_unit(node: _Node) -> tuple[Unit, bool]:
     """The unit of an input, and whether it is written as a change."""
-    kind = node.text("kind")
-    return _unit(node), kind == "effect"
+    return _unit(node), node.text("kind") == "effect"
 
 
-def _input(node: _Node, currency: str) -> Input:
+def _input(node: _Node) -> Input:
     kind = node.text("kind")
-    what, change = _input_unit(node, currency)
+    what, change = _input_unit(node)
     value = node.number("value")
     low, high = node.maybe("low"), node.maybe("high")
     if low is None or high is None or low == high:
@@ -1060,13 +1059,13 @@ def _claim(claim: _Node, index: int, run: _Node, sections: Mapping[str, Section]
     decision, met = _decision(claim, state.key == "withheld")
     outcome = "The decision changes" if met is not None else f"The {noun} changes sign"
     inputs = claim.nodes("inputs")
-    units = {node.text("name"): _input_unit(node, currency) for node in inputs}
+    units = {node.text("name"): _input_unit(node) for node in inputs}
     swings = _swings(claim, units, net, money, outcome)
     quantiles = tuple(
         sorted(_finite(x, f"{claim.path}.net_quantiles") for x in claim.items("net_quantiles", optional=True))
     )
     below = sum(x <= 0 for x in quantiles)
-    read = tuple(_input(node, currency) for node in inputs)
+    read = tuple(_input(node) for node in inputs)
     n = _claim_n(claim, found)
     return ClaimFigures(
         name=claim.text("name"),

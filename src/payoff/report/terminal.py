@@ -43,6 +43,13 @@ class _Printer:
         # Names come from other people's data: never parsed as markup, never highlighted.
         return Text(formats.ascii_only(words) if self.ascii else words, style=style)
 
+    def _cut(self, words: str, room: int) -> Text:
+        """A name in a column of ``room`` cells; the whole of it stands above."""
+        if self.ascii:
+            words = formats.ascii_only(words)
+            return Text(words if len(words) <= room else f"{words[: room - 3]}...")
+        return Text(formats.shorten(words, room))
+
     def _put(self, what: RenderableType, indent: int = 0) -> None:
         self.console.print(Padding(what, (0, 0, 0, indent), expand=False), width=self.width, highlight=False)
 
@@ -222,13 +229,13 @@ class _Printer:
         self._space()
         self._line(f"Arms (level and {s.arms[0].quantity.interval_name})", 2, "bold")
         grid = Table.grid(padding=(0, 2))
-        grid.add_column(overflow="ellipsis", no_wrap=True)
-        grid.add_column(overflow="ellipsis", no_wrap=True)
+        grid.add_column(overflow="crop", no_wrap=True)
+        grid.add_column(overflow="crop", no_wrap=True)
         for _ in range(3):
             grid.add_column(no_wrap=True, justify="right")
         room = max((self.width - 48) // 2, 10)
         for arm in s.arms:
             q = arm.quantity
-            cells = (formats.shorten(arm.metric, room), formats.shorten(arm.arm, room), arm.n, q.text, q.range)
-            grid.add_row(*(self._text(cell) for cell in cells))
+            names = (self._cut(arm.metric, room), self._cut(arm.arm, room))
+            grid.add_row(*names, self._text(arm.n), self._text(q.text), self._text(q.range))
         self._put(grid, 2)

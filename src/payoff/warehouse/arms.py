@@ -182,7 +182,7 @@ class ArmsReader:
             exposure.experiments.append(x)
             anchors = {m.after.source for metric in need.metrics for m in metric.measures if m.after is not None}
             for metric in need.metrics:
-                for measure in metric.measures:
+                for measure in metric.folds:
                     self._lay(x, need, exposure, replace(measure, cap=None), anchors)
         self._passes.sort(key=lambda p: p.stage)
         for number, scan in enumerate(self._passes):
@@ -257,7 +257,7 @@ class ArmsReader:
                 view = self._views[source]
                 texts += [need.variant, need.where, view.unit_text(need.entity)]
             for metric in need.metrics:
-                for m in metric.measures:
+                for m in metric.folds:
                     if m.source == source:
                         texts += [m.column, m.where, self._views[source].unit_text(need.entity)]
                     if m.after is not None and m.after.source == source:
@@ -732,6 +732,11 @@ class ArmsReader:
                 if (metric.name, j) in caps:
                     value = fragment("CASE WHEN $v > $cap THEN $cap ELSE $v END", v=value, cap=caps[metric.name, j])
                 raw.append(exp.alias_(value, names[j]))
+            if metric.invalid is not None:
+                table, name = self._table_of(x, metric.invalid)
+                alias = "x" if table == exposed else tables.setdefault(table, f"o{len(tables)}")
+                raw.append(exp.alias_(column(name, alias), f"bad{i}"))
+                kept.append(column(f"bad{i}"))
             cutoff = cutoffs[metric.name]
             closed = exp.true() if cutoff is None else fragment("t0 <= $cutoff", cutoff=cutoff)
             enters = [] if cutoff is None else [closed]
@@ -783,6 +788,8 @@ class ArmsReader:
         for i, metric in enumerate(need.metrics):
             parts.append(exp.alias_(fragment(f"count(*) FILTER (WHERE e{i})"), f"eligible{i}"))
             parts.append(exp.alias_(fragment(f"count(*) FILTER (WHERE v{i}_0 <> 0)"), f"converted{i}"))
+            if metric.invalid is not None:
+                parts.append(exp.alias_(fragment(f"sum(bad{i})"), f"bad{i}"))
             parts += _moments_of([f"v{i}_{j}" for j in range(len(metric.measures))], f"s{i}", None)
         for a, b in need.crosses:
             i, j = index[a], index[b]
@@ -864,6 +871,7 @@ class ArmsReader:
                 without={arm: eligible[arm] - moments[arm].n for arm in moments},
                 converted={row["arm"]: row[f"converted{i}"] for row in table},
                 caps=tuple(caps.get((metric.name, j)) for j in range(k)),
+                invalid=sum(int(row.get(f"bad{i}") or 0) for row in table),
             )
         index = {metric.name: i for i, metric in enumerate(need.metrics)}
         crosses = {

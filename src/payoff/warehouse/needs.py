@@ -57,10 +57,19 @@ class Measure:
 
 @dataclass(frozen=True, slots=True)
 class MetricNeed:
-    """One measure (a mean of unit values) or two (a ratio: numerator, denominator)."""
+    """One measure (a mean of unit values) or two (a ratio: numerator, denominator).
+
+    ``invalid`` counts rows that the measures leave out because their value cannot be one (an answer of 12 out of 10).
+    """
 
     name: str
     measures: tuple[Measure, ...]
+    invalid: Measure | None = None
+
+    @property
+    def folds(self) -> tuple[Measure, ...]:
+        """Everything that a scan has to fold for this metric."""
+        return self.measures if self.invalid is None else (*self.measures, self.invalid)
 
     @property
     def horizon_us(self) -> int | None:
@@ -94,6 +103,7 @@ class MetricMoments:
 
     ``ineligible``: units whose window is still open. ``without``: eligible units with no value (or an empty ratio).
     ``eligible``: eligible units. ``converted``: eligible units with a value other than zero. ``caps``: the caps applied.
+    ``invalid``: rows left out because their value cannot be one.
     """
 
     moments: Mapping[str, Moments]
@@ -102,6 +112,7 @@ class MetricMoments:
     without: Mapping[str, int]
     converted: Mapping[str, int]
     caps: tuple[float | None, ...]
+    invalid: int = 0
 
 
 @dataclass(frozen=True, slots=True)
