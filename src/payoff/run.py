@@ -574,7 +574,10 @@ class Project:
             return Ledger.open(self.root / ".payoff" / "ledger.db", read_only=read_only)
         connection = spec.connections[spec.ledger]
         assert isinstance(connection, LedgerConnection)
-        return Ledger.open(connection.url, read_only=read_only)
+        url, local = connection.url, "sqlite:///"
+        if url.startswith(local):  # relative to the project, as every path of a definition is
+            url = f"{local}{self.root / url.removeprefix(local)}"
+        return Ledger.open(url, read_only=read_only)
 
     def recall(self, ledger: Ledger, name: str | None = None) -> tuple[StoredRun, tuple[str, ...]]:
         """The stored run that holds the newest figure called ``name`` (or has this id), and the full names meant.

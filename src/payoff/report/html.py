@@ -46,8 +46,8 @@ DARK: Mapping[str, str] = {
 
 
 _COLUMNS = {
-    **dict.fromkeys(("Units", "Margin", "Statistic", "Expires", "Outcome", "How many", "Step"), "short"),
-    **dict.fromkeys(("Value and range", "Contrast", "Owner", "Source", "Tested by", "Test"), "middle"),
+    **dict.fromkeys(("Units", "Statistic", "Expires", "Outcome", "How many", "Step"), "short"),
+    **dict.fromkeys(("Value and range", "Contrast", "Owner", "Source", "Tested by", "Test", "Margin"), "middle"),
     **dict.fromkeys(("Difference", "Relative", "Level"), "figure"),
 }
 """How much room a column of a table insists on; all others are words, and give way."""
