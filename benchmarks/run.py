@@ -88,6 +88,8 @@ def make_data(folder: Path, users: int, events: int) -> None:
 # ---------------------------------------------------------------- contestants: each returns {metric: (difference, se)}
 
 Figures = dict[str, tuple[float, float]]
+# of the difference and of its standard error; tea-tasting's variances of a chunked table vary in the sixth digit from run to run
+TOLERANCES = (1e-8, 1e-5)
 
 
 def scan(folder: Path) -> tuple[float, Figures]:
@@ -142,7 +144,11 @@ def polars(folder: Path) -> tuple[float, Figures]:
         exposed.join(units, on="user_id", how="left")
         .with_columns(pl.col(m).fill_null(0.0) for m in METRICS)
         .group_by("arm")
-        .agg(pl.len().alias("n"), *(pl.col(m).mean().alias(f"{m}_mean") for m in METRICS), *(pl.col(m).var().alias(f"{m}_var") for m in METRICS))
+        .agg(
+            pl.len().alias("n"),
+            *(pl.col(m).mean().alias(f"{m}_mean") for m in METRICS),
+            *(pl.col(m).var().alias(f"{m}_var") for m in METRICS),
+        )
         .collect(engine="streaming")
     )
     took = time.perf_counter() - start
@@ -222,12 +228,12 @@ def main() -> None:
     for name, runs in seen.items():
         for run in runs:
             for metric, figures in run["figures"].items():
-                for ours, theirs in zip(reference[metric], figures, strict=True):
-                    if not math.isclose(ours, theirs, rel_tol=1e-8, abs_tol=1e-10):
+                for ours, theirs, tolerance in zip(reference[metric], figures, TOLERANCES, strict=True):
+                    if not math.isclose(ours, theirs, rel_tol=tolerance, abs_tol=1e-10):
                         sys.exit(f"{name} disagrees on {metric}: {figures} against {reference[metric]}")
     base = statistics.median(r["seconds"] for r in seen["scan"])
     print(f"1 experiment x 4 metrics, {arguments.events:,} events of {arguments.users:,} users; {platform.machine()},"
-          f" {os.cpu_count()} cores, Python {platform.python_version()}; medians of {arguments.repeats}; all figures agree to 1e-8")  # fmt: skip
+          f" {os.cpu_count()} cores, Python {platform.python_version()}; medians of {arguments.repeats}; differences agree to 1e-8")  # fmt: skip
     print(f"{'':14}{'seconds':>9}{'x scan':>9}{'x payoff':>10}{'peak MiB':>10}")
     ours = statistics.median(r["seconds"] for r in seen["payoff"])
     for name, runs in seen.items():

@@ -40,6 +40,11 @@ def test_an_estimate_is_rounded_to_its_interval(
     assert (shown.value, shown.range) == (value, interval)
 
 
+def test_an_estimate_that_is_nothing_next_to_its_interval_is_written_as_nothing() -> None:
+    shown = formats.written(-4e-7, -0.0018, 0.0018, unit("share"), change=True)
+    assert (shown.value, shown.range) == ("0.00 pp", f"{MINUS}0.18 to +0.18 pp")
+
+
 def test_a_relative_lift_is_in_percent_with_its_sign() -> None:
     assert formats.written(0.1153, 0.0573, 0.1763, RELATIVE, change=True).range == "+5.7% to +17.6%"
 
@@ -52,6 +57,7 @@ def test_what_was_typed_keeps_its_digits() -> None:
     assert formats.exact(-50_000, unit("USD")) == f"{MINUS}$50,000"
     assert formats.between(0.3, 4.5, unit("USD per click")) == "$0.30 to $4.50 per click"
     assert formats.rounded(0.38712, unit("USD per click")) == "$0.387 per click"
+    assert formats.rounded(452.0, unit("days")) == "14.9 months"
 
 
 def test_an_axis_has_short_numbers() -> None:
@@ -68,7 +74,8 @@ def test_rounding_never_moves_an_end_across_zero(low: float, width: float, share
     assume(high > low)
     value = min(max(low + share * width, low), high)
     shown = formats.written(value, low, high, Unit("number"))
-    for number, text in ((value, shown.value), (low, shown.low), (high, shown.high)):
+    ends = [(low, shown.low), (high, shown.high)]
+    for number, text in [*ends, (value, shown.value)] if low * high > 0 else ends:
         if abs(number) > 1e-9:
             assert math.copysign(1, _number(text)) == math.copysign(1, number)
             assert _number(text) != 0

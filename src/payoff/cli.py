@@ -89,7 +89,8 @@ class _Verbs(TyperGroup):
         except (typer.Exit, typer.Abort, typer.TyperException):
             raise
         except KeyboardInterrupt:
-            print("\nInterrupted. What was kept before is untouched.", file=sys.stderr)
+            caret = "\n" if sys.stderr.isatty() else ""  # the terminal has just written ^C
+            print(f"{caret}interrupted; what was kept before is untouched", file=sys.stderr)
             raise typer.Exit(INTERRUPTED) from None
         except BrokenPipeError:  # whoever read our output has seen enough, as `head` does
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -764,13 +765,16 @@ def run(
     """
     opened = _load(project)
     _anything(opened)
+    day = _day(today)
+    if out is not None and not out.absolute().parent.is_dir():
+        raise UsageError(f"--out {out}: there is no folder {out.absolute().parent}; make it first")
     asked: _Asked = ctx.obj
     with _progress("look at columns", quiet or json_) as tell:
         found = opened.run(
             names,
             seed=seed,
             record=not no_record,
-            today=_day(today),
+            today=day,
             progress=tell,
             actor=_user(),
             command=asked.command,

@@ -125,10 +125,10 @@ def _side(x: float, line: float) -> int:
 
 def _faithful(scaled: float, decimals: int, lines: Iterable[float]) -> int:
     """The fewest decimals, at least ``decimals``, at which rounding keeps the number on its side of every line."""
-    for more in range(13):
+    for more in range(30):
         if all(_side(round(scaled, decimals + more), line) == _side(scaled, line) for line in lines):
             return decimals + more
-    return decimals + 12
+    return decimals + 29
 
 
 def written(
@@ -146,7 +146,12 @@ def written(
     half = abs(high - low) / 2 * scale.factor
     decimals = min(1 - math.floor(math.log10(half)), 12) if half > 0 else 6
     lines = [0.0, *(line * scale.factor for line in against)]
-    texts = [_place(x * scale.factor, scale, _faithful(x * scale.factor, decimals, lines), change) for x in numbers]
+    # The estimate's own side of zero says something only where the whole interval lies there.
+    kept = (lines if low * high > 0 else [], lines, lines)
+    texts = [
+        _place(x * scale.factor, scale, _faithful(x * scale.factor, decimals, near), change)
+        for x, near in zip(numbers, kept, strict=True)
+    ]
     return Written(
         value=texts[0] + scale.tail,
         low=texts[1] + scale.tail,
@@ -157,15 +162,24 @@ def written(
 
 def exact(value: float, what: Unit, *, change: bool = False) -> str:
     """A number somebody typed or counted: all of its digits, with separators; nothing is rounded to an interval."""
+    return _whole(value, what, change, 12)
+
+
+def rounded(value: float, what: Unit, *, change: bool = False) -> str:
+    """A number without an interval of its own (the end of a range, a turning point): three significant digits."""
+    return _whole(value, what, change, 3)
+
+
+def _whole(value: float, what: Unit, change: bool, digits: int) -> str:
     if not math.isfinite(value):
         raise ValueError(f"not a finite number: {value}")
     scale = _scale(what, change, 0.0 if what.kind == "money" else abs(value))
-    scaled = value * scale.factor
-    digits = format(Decimal(f"{abs(scaled):.12g}"), ",f")
-    if scale.money and "." in digits:
-        digits += "0" * (2 - len(digits.partition(".")[2]))
+    scaled = float(f"{value * scale.factor:.{digits}g}")
+    text = format(Decimal(f"{abs(scaled):.12g}"), ",f")
+    if scale.money and "." in text:
+        text += "0" * (2 - len(text.partition(".")[2]))
     sign = MINUS if scaled < 0 else "+" if change and scaled > 0 else ""
-    return f"{sign}{scale.prefix}{digits}{scale.suffix}{scale.tail}"
+    return f"{sign}{scale.prefix}{text}{scale.suffix}{scale.tail}"
 
 
 def axis(value: float, largest: float, what: Unit) -> str:
@@ -173,11 +187,6 @@ def axis(value: float, largest: float, what: Unit) -> str:
     scale = _scale(what, False, largest)
     digits = format(Decimal(f"{abs(value * scale.factor):.6g}"), ",f")
     return f"{MINUS if value < 0 else ''}{scale.prefix}{digits}{scale.suffix}" if value else "0"
-
-
-def rounded(value: float, what: Unit, *, change: bool = False) -> str:
-    """A number without an interval of its own (the end of a range, a turning point): three significant digits."""
-    return exact(float(f"{value:.3g}"), what, change=change)
 
 
 def between(low: float, high: float, what: Unit, *, change: bool = False, whole: bool = True) -> str:

@@ -56,12 +56,13 @@ document.querySelector("iframe").addEventListener("load", event => {
     const frame = svg.getBoundingClientRect(), scale = frame.width / svg.viewBox.baseVal.width;
     const boxes = [...svg.querySelectorAll("text")].map(t => [t.textContent, t.getBoundingClientRect(),
       parseFloat(view.getComputedStyle(t).fontSize) * scale]);
+    const marks = [...svg.querySelectorAll("path")].map(p => ["a mark", p.getBoundingClientRect()]);
     out.texts += boxes.length;
     boxes.forEach(([text, a, size], i) => {
       if (size < 10.5) out.small.push(size + " " + text);
       if (a.left < frame.left - 1 || a.right > frame.right + 1 || a.top < frame.top - 1 || a.bottom > frame.bottom + 1)
         out.clipped.push(text);
-      for (const [other, b] of boxes.slice(i + 1)) {
+      for (const [other, b] of [...boxes.slice(i + 1), ...marks]) {
         const across = Math.min(a.right, b.right) - Math.max(a.left, b.left);
         const down = Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top);
         if (across > 1 && down > 3) out.overlapping.push(text + " | " + other);

@@ -42,6 +42,7 @@ def test_each_is_one_image_with_its_numbers_in_words(name: str) -> None:
                 for key in ("fill", "stroke"):
                     colour = node.get(key)
                     assert colour is None or colour in allowed or colour.startswith("url(#hatch-"), colour
+                assert node.tag.rpartition("}")[2] not in ("path", "text") or node.get("fill")
                 assert not any(key.startswith("aria-") for key in node.attrib)
             for text in root.iter(f"{{{charts.SVG}}}text"):
                 assert float((text.get("font-size") or "0").removesuffix("px")) >= 12
@@ -77,6 +78,7 @@ def test_twenty_dots_stand_on_their_side_of_zero() -> None:
         for p in root.iter(f"{{{charts.SVG}}}path")
     ]
     assert len(places) == 20
+    assert [fill for _, fill in places].count("none") == 2  # hollow
     below = sum(x <= 0 for x in weak.dots)
     assert below == 2
     assert sum(x < at for x, _ in places) == below

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import defaultdict
 from dataclasses import replace
 from datetime import date, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -529,11 +531,27 @@ def test_intervals_cover_the_truth_roughly() -> None:
         assert share == pytest.approx(0.95, abs=5 * math.sqrt(0.95 * 0.05 / 200)), metric
 
 
+def recorded() -> dict[str, dict[str, float]]:
+    """The table at the end of docs/world.md: null or effects -> metric -> coverage."""
+    lines = (Path(__file__).resolve().parents[2] / "docs" / "world.md").read_text(encoding="utf-8").splitlines()
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in lines
+        if re.match(r"\| \w+ \| 0\.\d+ \|", line)
+    ]
+    return {
+        "effects": {metric: float(share) for metric, share, _ in rows},
+        "null": {metric: float(share) for metric, _, share in rows},
+    }
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("null", [False, True], ids=["effects", "null"])
-def test_intervals_cover_the_truth_in_95_of_100_worlds(null: bool) -> None:
-    """1,000 worlds. Three Monte-Carlo standard errors (0.0069 each) are allowed, for ten metrics looked at together."""
-    shares = coverage(range(1_000), customers=5_000, days=130, null=null)
-    print({metric: round(share, 3) for metric, share in shares.items()})
+@pytest.mark.parametrize("kind", ["effects", "null"])
+def test_intervals_cover_the_truth_in_95_of_100_worlds(kind: str) -> None:
+    """2,000 worlds. Three Monte-Carlo standard errors (0.0049 each) are allowed, for ten metrics looked at together."""
+    shares = coverage(range(20_000, 22_000), customers=5_000, days=130, null=kind == "null")
+    print({metric: round(share, 4) for metric, share in shares.items()})
     for metric, share in shares.items():
-        assert share == pytest.approx(0.95, abs=3 * math.sqrt(0.95 * 0.05 / 1_000)), metric
+        assert share == pytest.approx(0.95, abs=3 * math.sqrt(0.95 * 0.05 / 2_000)), metric
+    # the figures in the docs are these; another machine's logarithm may move a few worlds over an edge
+    assert shares == pytest.approx(recorded()[kind], abs=0.002)

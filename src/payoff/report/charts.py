@@ -212,6 +212,7 @@ def _slim(svg: str, width: int, height: int, title: str, description: str) -> st
                 }
                 if kept.get("font-family") == FONT:
                     del kept["font-family"]
+                kept.setdefault("fill", "none")  # as the group did that is left out here; without it a path is black
                 mark = ElementTree.Element(tag, kept)
                 mark.text = child.text
                 marks.append(mark)
