@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import shlex
 import sys
 import textwrap
@@ -1038,6 +1039,9 @@ def verify(
     raise typer.Exit(0 if found.equal else 1)
 
 
+_HEADLINE = re.compile(r"(net|amount|estimates\[\d+\])\.value$|grade$|verdict$|what it is$")
+
+
 def _tell_verification(found: Verification, most: int = 8) -> None:
     _say(_wrap(f"The ledger's chain {'holds' if found.chain.ok else 'is BROKEN'}: {found.chain.detail}."))
     if not found.chain.ok:
@@ -1046,7 +1050,8 @@ def _tell_verification(found: Verification, most: int = 8) -> None:
     _say(f"Run {str(found.run_id)[:8]} of {formats.moment(str(found.at))}, computed again with its seed:")
     for figure in found.figures:
         _say(f"  {'different' if figure.differences else 'equal':<10} {formats.clean(figure.name)}")
-        for difference in figure.differences[:most]:
+        first = sorted(figure.differences, key=lambda d: not _HEADLINE.match(d.path))
+        for difference in first[:most]:
             _say(_wrap(str(difference), "      ", "  "))
         if len(figure.differences) > most:
             _say(f"      and {len(figure.differences) - most} more; --json shows all")

@@ -31,12 +31,13 @@ from payoff.spec import amount as amounts
 from payoff.spec import loader
 from payoff.spec.loader import LoadedProject
 from payoff.spec.nouns import DuckDBConnection, LedgerConnection
-from payoff.warehouse.arms import ArmsReader, Step
+from payoff.warehouse.arms import ArmsReader
 from payoff.warehouse.doctor import Finding, examine
 from payoff.warehouse.engine import Progress
 from payoff.warehouse.needs import ArmsData
 from payoff.warehouse.query import ExpressionError, select_only
 from payoff.warehouse.sources import Catalog, from_us
+from payoff.warehouse.statements import Step
 from payoff.warehouse.volumes import rows_in, units_in
 
 if TYPE_CHECKING:

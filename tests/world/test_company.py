@@ -103,6 +103,10 @@ def slow_units(
     return out
 
 
+def forced(knob: str, arm: str) -> Any:
+    return {knob: arm}
+
+
 def slow_level(units: dict[str, tuple[float, float]]) -> float:
     return sum(top for top, _ in units.values()) / sum(bottom for _, bottom in units.values())
 
@@ -113,7 +117,7 @@ def test_truth_is_the_difference_of_two_potential_worlds_counted_slowly(experime
     through = datetime.fromisoformat(company.truth["through"])
     knob = "subject_variant" if experiment == "first_name_subject" else "global_arm"
     with_it, without = (
-        slow_units(potential_world(SMALL, **{knob: arm}), experiment, through)  # type: ignore[arg-type]
+        slow_units(potential_world(SMALL, **forced(knob, arm)), experiment, through)
         for arm in (TREATMENT[experiment], "generic")
     )
     truth = company.truth["experiments"][experiment]["metrics"]
@@ -532,26 +536,51 @@ def test_intervals_cover_the_truth_roughly() -> None:
 
 
 def recorded() -> dict[str, dict[str, float]]:
-    """The table at the end of docs/world.md: null or effects -> metric -> coverage."""
-    lines = (Path(__file__).resolve().parents[2] / "docs" / "world.md").read_text(encoding="utf-8").splitlines()
-    rows = [
-        [cell.strip() for cell in line.strip("|").split("|")]
-        for line in lines
-        if re.match(r"\| \w+ \| 0\.\d+ \|", line)
-    ]
-    return {
-        "effects": {metric: float(share) for metric, share, _ in rows},
-        "null": {metric: float(share) for metric, _, share in rows},
-    }
+    """The table at the end of docs/world.md: its column -> metric -> coverage."""
+    text = (Path(__file__).resolve().parents[2] / "docs" / "world.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\w+) \| (0\.\d+) \| (0\.\d+) \| (0\.\d+) \|$", text, re.MULTILINE)
+    columns = ("effects", "expected", "null")
+    return {column: {row[0]: float(row[k]) for row in rows} for k, column in enumerate(columns, start=1)}
+
+
+def expected_coverage(world: World) -> dict[str, float]:
+    """What a 95% Welch interval covers when effects differ between units: its variance is too large by S_tau^2 / N.
+
+    Neyman (1923); Imbens and Rubin (2015), section 6.4.2: Var = S1^2/n1 + S0^2/n0 - S_tau^2/N for the finite-population
+    effect, and no data show S_tau. Here both potential outcomes of each unit are known, so the excess is too.
+    """
+    company = make_company(world)
+    out: dict[str, float] = {}
+    for experiment, windows in WINDOWS.items():
+        knob = "subject_variant" if experiment == "first_name_subject" else "global_arm"
+        one, zero = (
+            unit_level(replace(company, tables=potential_world(world, **forced(knob, arm))), experiment)
+            for arm in (TREATMENT[experiment], "generic")
+        )
+        p = 1 - world.holdout if experiment == "global_holdout" else 0.5
+        for metric in windows:
+            y1, y0 = (
+                side[metric][~np.isnan(side[metric]).reshape(len(side["unit"]), -1)[:, 0]] for side in (one, zero)
+            )
+            if y1.ndim == 2:
+                y1, y0 = ((y[:, 0] - y[:, 0].sum() / y[:, 1].sum() * y[:, 1]) / y[:, 1].mean() for y in (y1, y0))
+            welch = y1.var() / p + y0.var() / (1 - p)
+            z = stats.norm.ppf(0.975) * math.sqrt(welch / (welch - (y1 - y0).var()))
+            out[metric] = float(2 * stats.norm.cdf(z) - 1)
+    return out
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["effects", "null"])
 def test_intervals_cover_the_truth_in_95_of_100_worlds(kind: str) -> None:
     """2,000 worlds. Three Monte-Carlo standard errors (0.0049 each) are allowed, for ten metrics looked at together."""
+    expected = expected_coverage(World(customers=20_000, days=130, seed=1, null=kind == "null"))
     shares = coverage(range(20_000, 22_000), customers=5_000, days=130, null=kind == "null")
-    print({metric: round(share, 4) for metric, share in shares.items()})
+    print({metric: (round(share, 4), round(expected[metric], 4)) for metric, share in shares.items()})
     for metric, share in shares.items():
-        assert share == pytest.approx(0.95, abs=3 * math.sqrt(0.95 * 0.05 / 2_000)), metric
+        assert expected[metric] + 1e-9 >= 0.95, metric  # known effects never make the interval too short, only too long
+        assert share == pytest.approx(expected[metric], abs=3 * math.sqrt(0.95 * 0.05 / 2_000)), metric
     # the figures in the docs are these; another machine's logarithm may move a few worlds over an edge
     assert shares == pytest.approx(recorded()[kind], abs=0.002)
+    if kind == "effects":
+        assert expected == pytest.approx(recorded()["expected"], abs=0.002)

@@ -14,7 +14,7 @@ from scipy import stats
 
 from payoff.errors import ConnectionFailed, UsageError
 from payoff.spec.loader import load
-from payoff.spec.nouns import Percentile
+from payoff.spec.nouns import Percentile, SumMetric
 from payoff.world import World, demo_definitions, make_company, unit_level, write, write_demo_project
 from payoff.world.company import ANCHOR_WITHIN, TREATMENT, WINDOWS
 
@@ -78,7 +78,9 @@ def test_the_cap_can_be_left_off() -> None:
 
 
 def test_the_capped_metric_is_read_as_meant(project: Path) -> None:
-    assert load(project).spec.metrics["revenue_per_email"].cap == Percentile(percentile=99, of="nonzero")  # type: ignore[union-attr]
+    metric = load(project).spec.metrics["revenue_per_email"]
+    assert isinstance(metric, SumMetric)
+    assert metric.cap == Percentile(percentile=99, of="nonzero")
 
 
 def test_what_is_written_is_the_company(project: Path) -> None:

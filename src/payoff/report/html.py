@@ -5,19 +5,18 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup, escape
 
 from payoff import formats
 from payoff.errors import ConnectionFailed, UsageError
 from payoff.report import charts
-from payoff.report.figures import GRADES, STATES, Effect, Figures, Quantity, Section, State, build, of_result, sentence
+from payoff.report.figures import GRADES, STATES, ArmLevel, Figures, Section, build, of_result, sentence
 
 LIGHT: Mapping[str, str] = {"paper": "#faf8f4", "card": "#ffffff", **charts.PALETTE}
 DARK: Mapping[str, str] = {
@@ -53,13 +52,7 @@ _COLUMNS = {
 """How much room a column of a table insists on; all others are words, and give way."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Drawn:
-    wide: Markup
-    narrow: Markup
-
-
-def _themed(chart: charts.Chart | None) -> _Drawn | None:
+def _themed(chart: charts.Chart | None) -> charts.Chart | None:
     """The chart with the page's colours in place of its own."""
     if chart is None:
         return None
@@ -67,12 +60,11 @@ def _themed(chart: charts.Chart | None) -> _Drawn | None:
     for name, colour in charts.PALETTE.items():
         wide = wide.replace(f'"{colour}"', f'"var(--{name})"')
         narrow = narrow.replace(f'"{colour}"', f'"var(--{name})"')
-    # Markup: ElementTree wrote this SVG, and escaped every name in it.
-    return _Drawn(Markup(wide), Markup(narrow))
+    return replace(chart, wide=wide, narrow=narrow)
 
 
-def _draw(figures: Figures) -> dict[str, dict[str, _Drawn | None]]:
-    drawn: dict[str, dict[str, _Drawn | None]] = {}
+def _draw(figures: Figures) -> dict[str, dict[str, charts.Chart | None]]:
+    drawn: dict[str, dict[str, charts.Chart | None]] = {}
     for claim in figures.claims:
         drawn[claim.anchor] = {
             "bridge": _themed(charts.bridge(claim)),
@@ -88,59 +80,25 @@ def _sentence(text: str) -> str:
     return formats.capital(sentence(text))
 
 
-def _cell(quantity: Quantity) -> Markup:
-    return Markup('<span class="num value">{}</span> <span class="interval num">{}</span>').format(
-        quantity.text, quantity.range
-    )
-
-
-def _pair(text: str, interval: str) -> Markup:
-    return Markup('<span class="num">{}</span> <span class="interval num">{}</span>').format(text, interval)
-
-
-def _arms(section: Section) -> tuple[list[str], list[list[str]]]:
-    """Arms side by side, a metric a row; one row for each where there are many, or where an arm lacks a metric."""
+def _arms(section: Section) -> tuple[list[str], list[tuple[str, list[ArmLevel]]]]:
+    """The names of the arms, and each metric with its level in each. No names where there are too many to stand side by
+    side, or where an arm lacks a metric: then each level has a row of its own."""
     names = list(dict.fromkeys(arm.arm for arm in section.arms))
     metrics = list(dict.fromkeys(arm.metric for arm in section.arms))
     found = {(arm.metric, arm.arm): arm for arm in section.arms}
     if len(names) > 3 or len(found) != len(names) * len(metrics):
-        return ["Metric", "Arm", "Units", "Level"], [[a.metric, a.arm, a.n, _cell(a.quantity)] for a in section.arms]
-
-    def one(metric: str, name: str) -> Markup:
-        arm = found[metric, name]
-        return Markup('{}<span class="interval num">{} units</span>').format(_cell(arm.quantity), arm.n)
-
-    return ["Metric", *names], [[metric, *(one(metric, name) for name in names)] for metric in metrics]
+        return [], []
+    return names, [(metric, [found[metric, name] for name in names]) for metric in metrics]
 
 
-def _named(label: str, note: str) -> Markup:
-    return Markup("{} <small>{}</small>").format(label, note)
-
-
-def _headline(figures: Figures) -> Markup:
-    """The title with its interval set in a lighter hand."""
+def _headline(figures: Figures) -> tuple[str, str, str]:
+    """The title in three parts, the second its interval, which is set in a lighter hand."""
     title = f"{figures.title}."
     for quantity in figures.quantities():
-        before, interval, after = title.partition(f"({quantity.interval_name} {quantity.range})")
-        if interval:
-            return Markup('{}<span class="ci">{}</span>{}').format(before, interval, after)
-    return escape(title)
-
-
-def _breakable(text: str) -> Markup:
-    """An address may break after its @."""
-    return Markup("@<wbr>").join(text.split("@"))
-
-
-def _reading(effect: Effect) -> Markup:
-    shape = Markup('<span class="badge {}"><span class="shape" aria-hidden="true">{}</span> {}</span>').format(
-        effect.tone, effect.state.shape, effect.state.label
-    )
-    return Markup("{} {}{}").format(
-        shape,
-        effect.reading,
-        Markup(" <small>{}</small>").format(formats.capital(_sentence(effect.caveat))) if effect.caveat else "",
-    )
+        parts = title.partition(f"({quantity.interval_name} {quantity.range})")
+        if parts[1]:
+            return parts
+    return title, "", ""
 
 
 @cache
@@ -153,17 +111,16 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters["sentence"] = _sentence
-    environment.filters["breakable"] = _breakable
     environment.filters["capital"] = formats.capital
     return environment
 
 
-def _css() -> Markup:
+def _css() -> str:
     def variables(theme: Mapping[str, str]) -> str:
         return "".join(f"--{name}:{colour};" for name, colour in theme.items())
 
     rules = resources.files("payoff.report").joinpath("templates/report.css").read_text(encoding="utf-8")
-    return Markup(
+    return (
         f":root{{color-scheme:light dark;{variables(LIGHT)}}}\n"
         f"@media screen and (prefers-color-scheme:dark){{:root{{{variables(DARK)}}}}}\n{rules}"
     )
@@ -182,10 +139,6 @@ def page(figures: Figures) -> str:
         likelihood=[(formats.level(least) if least else "", word) for least, word in formats.LIKELIHOOD],
         columns=_COLUMNS,
         arms=_arms,
-        cell=_cell,
-        pair=_pair,
-        named=_named,
-        reading=_reading,
     )
 
 
@@ -213,51 +166,7 @@ def snippet(data: Mapping[str, Any]) -> str:
         claims, sections, refusals = figures.claims, figures.sections, figures.refusals
     else:
         claims, sections, refusals = (), (of_result(data),), ()
-    parts = [
-        _lead(c.finding, c.state, c.grade_text, [*([c.reason] if c.reason else []), *c.overturns, *c.notes])
-        for c in claims
-    ]
-    for section in sections:
-        warnings = [f"{c.name}: {c.state.label}. {c.detail}" for c in section.checks if c.state.key in ("fail", "warn")]
-        warnings += [f"{e.label}: {e.caveat}" for e in section.effects if e.caveat]
-        warnings += [f"Not answered: {r.name}. {_sentence(r.reason)}" for r in section.refusals]
-        rows = Markup("").join(
-            Markup("<tr><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{} {}</td></tr>").format(
-                e.label, e.contrast, e.quantity.text, e.quantity.range, e.state.shape, e.state.label
-            )
-            for e in section.effects
-        )
-        head = "".join(
-            f'<th scope="col">{h}</th>'
-            for h in ("Metric", "Contrast", "Difference", f"{section.level} interval", "Reading")
-        )
-        table = (
-            Markup("<table><thead><tr>{}</tr></thead><tbody>{}</tbody></table>").format(Markup(head), rows)
-            if rows
-            else Markup("")
-        )
-        parts.append(_lead(section.finding, section.state, section.grade_text, warnings, table))
-    for refusal in refusals:
-        parts.append(
-            Markup("<p><strong>Not answered: {}.</strong> {} <em>What would change it:</em> {}</p>").format(
-                refusal.name, _sentence(refusal.reason), _sentence(refusal.remedy)
-            )
-        )
-    return str(Markup('<div style="max-width:54em;line-height:1.5">{}</div>').format(Markup("").join(parts)))
-
-
-def _lead(finding: str, state: State, grade: str, warnings: list[str], body: Markup | None = None) -> Markup:
-    listed = Markup("").join(Markup("<li>{}</li>").format(line) for line in dict.fromkeys(warnings))
-    return Markup(
-        '<p style="font-size:1.15em;font-weight:600;margin:.6em 0 .2em">{}</p><p style="margin:0 0 .4em">{} {}. Evidence grade {}.</p>{}{}'
-    ).format(
-        _sentence(finding),
-        state.shape,
-        formats.capital(state.label),
-        grade,
-        body or Markup(""),
-        Markup("<p><strong>Read with care</strong></p><ul>{}</ul>").format(listed) if listed else Markup(""),
-    )
+    return _environment().get_template("snippet.html.j2").render(claims=claims, sections=sections, refusals=refusals)
 
 
 # ---------------------------------------------------------------- the file
