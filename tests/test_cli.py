@@ -497,8 +497,9 @@ def test_names_cannot_drive_the_terminal(shop: Path) -> None:
 
 def test_unicode_paths_and_spaces(shop: Path, tmp_path: Path) -> None:
     folder = shop.rename(tmp_path / "Größe 値 'n'")
-    for verb in ("check", "run", "show", "report", "verify", "explain", "doctor"):
-        assert subprocess_payoff(verb, "-p", folder).returncode == 0
+    assert subprocess_payoff("run", "-p", folder).returncode == 0
+    for verb in ("check", "show", "report", "verify", "explain", "doctor"):
+        call(verb, "-p", folder)
     assert (folder / "reports" / "latest.html").stat().st_size > 1000
 
 

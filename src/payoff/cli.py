@@ -15,10 +15,9 @@ import sys
 import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 from typer.core import TyperGroup
@@ -42,8 +41,7 @@ DEMO_MARK = ".payoff-demo"
 # ---------------------------------------------------------------- one place for what goes wrong
 
 
-@dataclass(frozen=True, slots=True)
-class _Asked:
+class _Asked(NamedTuple):
     """The arguments as they were typed. Known before they are parsed, because what is wrong may be the arguments."""
 
     args: tuple[str, ...]

@@ -1,0 +1,312 @@
+"""Randomised comparisons at a fixed horizon: experiments and holdouts, two or more arms against control.
+
+The method says what it needs (moments by arm), and answers from those alone. All figures come from `stats.compare`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+import numpy as np
+
+from payoff.estimate import Bounds, Estimate, Normal
+from payoff.methods.experiment.checks import caveat_of, run_checks
+from payoff.methods.experiment.design import ExperimentDesign, MetricUse, Reading, improvement, span
+from payoff.methods.experiment.words import finding, headline, question, remedy, sentence, verdict_of, windows
+from payoff.result import Arm, Assumption, MetricReading, Refusal, Result
+from payoff.stats import compare
+from payoff.warehouse.measures import is_ratio, metric_need, origin, unit_of
+from payoff.warehouse.needs import ArmsData, ArmsNeed
+from payoff.warehouse.sources import from_us, to_us
+
+__all__ = ["ExperimentDesign", "ExperimentMethod", "MetricUse"]
+
+
+class ExperimentMethod:
+    assumptions: ClassVar[tuple[Assumption, ...]] = (
+        Assumption("Units were assigned to arms at random, in the planned shares.", "srm"),
+        Assumption("Each unit kept to one arm; those seen in several are left out and counted.", "several_arms"),
+        Assumption("One unit's arm does not change another unit's outcome (no spill-over between arms)."),
+        Assumption("Exposures and outcomes were recorded alike in every arm.", "missing_ids"),
+        Assumption(
+            "The read-out was planned for one moment; looking earlier makes chance findings more likely.",
+            "planned_stop",
+        ),
+        Assumption("There are enough units for means to be close to normal.", "few_units"),
+    )
+    checks: ClassVar[tuple[str, ...]] = (
+        "srm",
+        "several_arms",
+        "missing_ids",
+        "missing_times",
+        "missing_arms",
+        "unknown_arms",
+        "open_windows",
+        "planned_stop",
+        "planned_size",
+        "values_missing",
+        "few_units",
+        "repeated_ids",
+        "out_of_range",
+        "clock",
+        "trusted_primary",
+    )
+
+    # ---------------------------------------------------------------- needs
+
+    def needs(self, design: ExperimentDesign) -> ArmsNeed:
+        assignment, experiment = design.experiment.assignment, design.experiment
+        return ArmsNeed(
+            experiment=design.name,
+            source=design.source,
+            entity=design.entity,
+            variant=assignment.variant,
+            where=assignment.where if assignment.source is not None else None,
+            starts_us=None if experiment.starts is None else to_us(experiment.starts, design.zone),
+            ends_us=None if experiment.ends is None else to_us(experiment.ends, design.zone),
+            arms=tuple(assignment.split or ()),
+            metrics=tuple(metric_need(u.name, u.metric, u.window, design.default_window) for u in design.metrics),
+            crosses=design.crosses,
+        )
+
+    # ---------------------------------------------------------------- answer
+
+    def answer(self, design: ExperimentDesign, data: ArmsData, rng: np.random.Generator) -> Result | Refusal:
+        name = f"experiments.{design.name}"
+        control = design.experiment.assignment.control_arm
+        refusal = self._refuse_whole(name, design, data, control)
+        if refusal is not None:
+            return refusal
+        treatments = sorted(arm for arm in data.exposed if arm != control)
+        readings: list[Reading] = []
+        refusals: list[Refusal] = []
+        for use in design.metrics:
+            found = self._read(design, data, use, control, treatments)
+            if isinstance(found, Refusal):
+                refusals.append(found)
+            else:
+                readings.append(found)
+        if not readings:
+            reasons = "; ".join(f"{r.name.rsplit('.', 1)[1]}: {r.reason}" for r in refusals)
+            return Refusal(name, f"no metric can be read: {reasons}", refusals[0].remedy)
+        estimates, arms, no_lift = self._figures(design, data, readings, control, treatments)
+        checks = run_checks(design, data, readings, control, treatments)
+        read = tuple(self._judge(design, r, arm, control) for r in readings for arm in treatments)
+        failed = [c for c in checks if c.status == "fail"]
+        verdict = verdict_of(read, failed)
+        target = design.experiment.target
+        if verdict == "positive" and target is not None:
+            leading = {(r.metric, r.contrast) for r in headline(read) if r.state == "improved"}
+            reached = [
+                improvement(r, arm, design.level)[0] > target
+                for r in readings
+                for arm in treatments
+                if (r.use.name, f"{arm} vs {control}") in leading
+            ]
+            verdict = "above target" if any(reached) else verdict
+        left_out = {
+            "units seen in several arms": data.several_arms,
+            "units of an arm that is not declared": sum(data.unknown_arms.values()),
+            f"rows without an id ({data.unit_column})": data.rows_without_id,
+            "rows without a time": data.rows_without_time,
+            "rows without an arm": data.rows_without_arm,
+        }
+        for r in readings:
+            numbers = data.metrics[r.use.name]
+            left_out[f"units whose window is still open ({r.use.name})"] = sum(numbers.ineligible.values())
+            left_out[f"units without a value ({r.use.name})"] = sum(numbers.without.values())
+            left_out[f"rows with an impossible value ({r.use.name})"] = numbers.invalid
+        assumptions = [*self.assumptions, *windows(design, readings), *no_lift]
+        return Result(
+            name=name,
+            question=design.experiment.hypothesis or question(design, readings, control),
+            method="experiment",
+            design="randomised",
+            verdict=verdict,
+            grade="A" if not failed else "C",
+            finding=finding(read, failed),
+            estimates=tuple(estimates),
+            arms=tuple(arms),
+            readings=read,
+            checks=tuple(checks),
+            assumptions=tuple(assumptions),
+            left_out={reason: n for reason, n in left_out.items() if n},
+            refusals=tuple(refusals),
+            correlations=_correlations(design, data, readings, control, treatments),
+        )
+
+    def _refuse_whole(self, name: str, design: ExperimentDesign, data: ArmsData, control: str) -> Refusal | None:
+        found = ", ".join(f"'{arm}' ({n:,})" for arm, n in sorted(data.exposed.items())) or "none"
+        source = design.source
+        if data.rows == 0:
+            return Refusal(
+                name, f"source '{source}' has no row for this experiment", "check the source, where, starts and ends"
+            )
+        if not data.exposed:
+            return Refusal(
+                name,
+                f"none of the {data.rows:,} rows of '{source}' gives a unit with one arm and a time",
+                f"look at the NULLs with: payoff doctor ({data.rows_without_id:,} rows have no id, {data.rows_without_time:,} no"
+                f" time, {data.rows_without_arm:,} no arm; {data.several_arms:,} units were in several arms)",
+            )
+        if control not in data.exposed:
+            return Refusal(
+                name,
+                f"the control arm '{control}' has no units; arms in '{source}': {found}",
+                "set assignment.control to one of the arms found, spelt as it is in the data",
+            )
+        if len(data.exposed) == 1:
+            return Refusal(
+                name,
+                f"there is one arm only ('{control}'), and nothing to compare it with",
+                "wait for exposures in the other arm, or check assignment.variant and where",
+            )
+        empty = sorted(set(design.experiment.assignment.split or ()) - set(data.exposed))
+        if empty:
+            return Refusal(
+                name,
+                f"the declared arm '{empty[0]}' has no units; arms in '{source}': {found}",
+                "check the arm's spelling in assignment.split, or wait for its first exposures",
+            )
+        small = sorted(arm for arm, n in data.exposed.items() if n < design.min_cell)
+        if small:
+            return Refusal(
+                name,
+                f"arm '{small[0]}' has fewer than {design.min_cell} units, the smallest group this project shows",
+                "wait for more units (defaults.min_cell protects people in small groups)",
+            )
+        return None
+
+    def _read(
+        self, design: ExperimentDesign, data: ArmsData, use: MetricUse, control: str, treatments: list[str]
+    ) -> Reading | Refusal:
+        name = f"experiments.{design.name}.{use.name}"
+        numbers = data.metrics[use.name]
+        ratio, scale = is_ratio(use.metric), 100.0 if use.metric.kind == "nps" else 1.0
+        out = Reading(use, unit_of(use.metric, design.currency))
+        for position, cap in enumerate(numbers.caps):
+            if cap is not None and cap <= 0:
+                part = ("numerator", "denominator")[position] if ratio else "values"
+                return Refusal(
+                    name,
+                    f"the cap's percentile of the pooled {part} is {cap:g}, which would cap every unit to it",
+                    "cap at a percentile of the units that have any: cap: {percentile: 99, of: nonzero}",
+                )
+        for arm in [control, *treatments]:
+            m = numbers.moments.get(arm)
+            if numbers.eligible.get(arm, 0) == 0:
+                as_of = "" if data.as_of_us is None else f" (the data goes to {from_us(data.as_of_us)})"
+                return Refusal(
+                    name,
+                    f"the window of {span(use)} is not yet over for any unit of arm '{arm}'{as_of}",
+                    "wait until the first windows have closed, or declare a shorter window; if the data is complete to a"
+                    " later time than its last row, say so on the source: through: TIME",
+                )
+            assert m is not None
+            if m.n == 0:
+                return Refusal(
+                    name,
+                    f"no unit of arm '{arm}' has a value",
+                    f"check {origin(use.metric)} and its where; units without a row are left out of this kind of metric",
+                )
+            if m.n < design.min_cell:
+                return Refusal(
+                    name,
+                    f"arm '{arm}' has fewer than {design.min_cell} units with a value, the smallest group this project shows",
+                    "wait for more units",
+                )
+            try:
+                out.levels[arm] = compare.ratio_level(m, scale) if ratio else compare.mean_level(m, scale)
+            except ValueError as error:
+                return Refusal(name, f"arm '{arm}': {error}", remedy(m))
+        for arm in treatments:
+            out.differences[arm] = compare.difference(out.levels[arm], out.levels[control])
+        return out
+
+    def _figures(
+        self, design: ExperimentDesign, data: ArmsData, readings: list[Reading], control: str, treatments: list[str]
+    ) -> tuple[list[Estimate], list[Arm], list[Assumption]]:
+        estimates: list[Estimate] = []
+        arms: list[Arm] = []
+        no_lift: list[Assumption] = []
+        for r in readings:
+            for arm in [control, *treatments]:
+                level = r.levels[arm]
+                low, high = level.interval(design.level)
+                arms.append(Arm(arm, r.use.name, level.n, level.value, low, high, r.unit))
+            for arm in treatments:
+                gap = r.differences[arm]
+                common = {
+                    "metric": r.use.name,
+                    "contrast": f"{arm} vs {control}",
+                    "n": {arm: r.levels[arm].n, control: r.levels[control].n},
+                    "level": design.level,
+                }
+                estimates.append(
+                    Estimate(
+                        estimand="difference in means",
+                        value=gap.value,
+                        unit=r.unit,
+                        uncertainty=Normal(gap.se, gap.df),
+                        interval_kind="confidence",
+                        **common,  # type: ignore[arg-type]
+                    )
+                )
+                lift = compare.relative_lift(r.levels[arm], r.levels[control], design.level)
+                if isinstance(lift, compare.NoRelativeLift):
+                    no_lift.append(Assumption(f"No relative lift of {r.use.name} ({arm}): {lift.reason}."))
+                    continue
+                estimates.append(
+                    Estimate(
+                        estimand="relative lift",
+                        value=lift.value,
+                        unit="relative",
+                        uncertainty=Normal(lift.se_log, lift.df, "log1p")
+                        if isinstance(lift, compare.LogDelta)
+                        else Bounds(lift.low, lift.high, lift.level, lift.p_value),
+                        interval_kind="confidence",
+                        **common,  # type: ignore[arg-type]
+                    )
+                )
+        return estimates, arms, no_lift
+
+    def _judge(self, design: ExperimentDesign, r: Reading, arm: str, control: str) -> MetricReading:
+        """What the interval shows, never what the point suggests."""
+        use = r.use
+        better, best = improvement(r, arm, design.level)
+        margin = use.metric.margin
+        if use.part == "guardrail":
+            if margin is not None:
+                state = "safe" if better > -margin else "breached" if best < -margin else "at risk"
+            else:
+                state = "breached" if best < 0 else "safe" if better > 0 else "not conclusive"
+        else:
+            state = "improved" if better > 0 else "harmed" if best < 0 else "not conclusive"
+        return MetricReading(
+            metric=use.name,
+            contrast=f"{arm} vs {control}",
+            role=use.role,
+            direction=use.metric.direction,
+            state=state,
+            sentence=sentence(design, r, arm, control, state),
+            margin=margin,
+            caveat=caveat_of(use),
+        )
+
+
+def _correlations(
+    design: ExperimentDesign, data: ArmsData, readings: list[Reading], control: str, treatments: list[str]
+) -> Mapping[tuple[tuple[str, str], tuple[str, str]], float]:
+    """Correlation of the sampling errors of pairs of differences, for the pairs that a claim prices together."""
+    by_name = {r.use.name: r for r in readings}
+    out: dict[tuple[tuple[str, str], tuple[str, str]], float] = {}
+    for (a, b), joint in data.crosses.items():
+        if a not in by_name or b not in by_name:
+            continue
+        for arm in treatments:
+            shared = [(by_name[a].levels[x], by_name[b].levels[x], joint[x]) for x in (arm, control)]
+            value = compare.difference_correlation(by_name[a].differences[arm], by_name[b].differences[arm], shared)
+            contrast = f"{arm} vs {control}"
+            out[(a, contrast), (b, contrast)] = value
+    return out

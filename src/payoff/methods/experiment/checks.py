@@ -1,0 +1,337 @@
+"""What can be checked about an experiment from its own data. Each check is one sentence with its count."""
+
+from __future__ import annotations
+
+import re
+
+from payoff import formats
+from payoff.methods.experiment.design import ExperimentDesign, MetricUse, Reading
+from payoff.result import Check
+from payoff.spec import nouns
+from payoff.stats import compare
+from payoff.warehouse.needs import ArmsData, MetricMoments
+from payoff.warehouse.sources import from_us, to_us
+
+SRM_ALARM = 0.001
+"""Below this p the arms' sizes are not what was planned (Fabijan et al. 2019, "Diagnosing sample ratio mismatch")."""
+
+_DAY_US = 86_400_000_000
+_UNREAD_OPENS = re.compile(r"(^|_)opens?(_|$)", re.IGNORECASE)
+
+
+def run_checks(
+    design: ExperimentDesign, data: ArmsData, readings: list[Reading], control: str, treatments: list[str]
+) -> list[Check]:
+    return [
+        _srm(design, data),
+        *_row_checks(design, data),
+        *_plan_checks(design, data, readings, control, treatments),
+        *_value_checks(design, data, readings, control, treatments),
+        *_trust_checks(readings),
+    ]
+
+
+def _srm(design: ExperimentDesign, data: ArmsData) -> Check:
+    split = design.experiment.assignment.split
+    counts = dict(data.exposed)
+    if split is None and design.experiment.type == "holdout":
+        return Check(
+            "srm", "not-run", None, "no split is declared for this holdout, so its size has nothing to be held against"
+        )
+    shares = {arm: (split[arm] if split else 1.0) for arm in counts}
+    test = compare.srm(counts, shares)
+    total, planned = sum(counts.values()), sum(shares.values())
+    seen = ", ".join(
+        f"{arm} {n:,} ({formats.exact(round(n / total, 4), formats.unit('share'))}, planned"
+        f" {formats.exact(round(shares[arm] / planned, 4), formats.unit('share'))})"
+        for arm, n in sorted(counts.items())
+    )
+    basis = "" if split else " (no split is declared, so equal shares are assumed)"
+    if test.p_value < SRM_ALARM:
+        return Check(
+            "srm",
+            "fail",
+            test.statistic,
+            f"sample ratio mismatch: {seen}{basis}; {formats.p_value(test.p_value)}. Something removes or adds units unevenly,"
+            " so the arms are not comparable; find it before reading any figure",
+        )
+    return Check(
+        "srm", "pass", test.statistic, f"arms have the planned sizes: {seen}{basis}; {formats.p_value(test.p_value)}"
+    )
+
+
+def _row_checks(design: ExperimentDesign, data: ArmsData) -> list[Check]:
+    source = design.source
+    units = sum(data.exposed.values())
+    out: list[Check] = []
+    share = data.several_arms / (units + data.several_arms)
+    out.append(
+        Check(
+            "several_arms",
+            "pass" if data.several_arms == 0 else "warn" if share <= 0.1 else "fail",
+            share,
+            f"{data.several_arms:,} of {units + data.several_arms:,} units were seen in more than one arm"
+            + (" and are left out" if data.several_arms else ""),
+        )
+    )
+    for check, n, column, what in (
+        ("missing_ids", data.rows_without_id, data.unit_column, "id"),
+        ("missing_times", data.rows_without_time, "time", "time"),
+        ("missing_arms", data.rows_without_arm, design.experiment.assignment.variant, "arm"),
+    ):
+        if check == "missing_times" and not design.timed:
+            out.append(Check(check, "not-run", None, f"'{source}' has no time column"))
+        else:
+            out.append(_null_check(check, source, column, n, data.rows, what))
+    for profile in data.sources.values():
+        if profile.name == source:
+            continue
+        for column, n in profile.null_ids.items():
+            if n:
+                out.append(_null_check("missing_ids", profile.name, column, n, profile.rows, "id"))
+        if profile.null_times:
+            out.append(_null_check("missing_times", profile.name, "time", profile.null_times, profile.rows, "time"))
+    unknown = sum(data.unknown_arms.values())
+    names = ", ".join(f"'{arm}' ({n:,})" for arm, n in sorted(data.unknown_arms.items()))
+    out.append(
+        Check(
+            "unknown_arms",
+            "warn" if unknown else "pass",
+            float(unknown),
+            f"arms in '{source}' that the split does not declare: {names}; their units are left out"
+            if unknown
+            else "every arm in the data is declared"
+            if design.experiment.assignment.split
+            else "arms are taken from the data",
+        )
+    )
+    for profile in data.sources.values():
+        if profile.repeated_ids:
+            out.append(
+                Check(
+                    "repeated_ids",
+                    "warn",
+                    float(profile.repeated_ids),
+                    f"source '{profile.name}', column '{profile.id_column}': {profile.repeated_ids:,} of {profile.rows:,} rows"
+                    " repeat an id, and are counted again; remove the duplicates if they are one event recorded twice",
+                )
+            )
+    if not any(c.name == "repeated_ids" for c in out):
+        looked = [p.name for p in data.sources.values() if p.repeated_ids is not None]
+        detail = (
+            f"no repeated id in {', '.join(looked)}"
+            if looked
+            else "no source declares an id: COLUMN to look for repeats in"
+        )
+        out.append(Check("repeated_ids", "pass" if looked else "not-run", 0.0 if looked else None, detail))
+    out.append(_clock_check(design, data))
+    return out
+
+
+def _clock_check(design: ExperimentDesign, data: ArmsData) -> Check:
+    """Times in the future would make every window look closed."""
+    if not design.timed or design.now_us is None:
+        return Check("clock", "not-run", None, "there is no clock to look at")
+    ahead = [p for p in data.sources.values() if p.last_us is not None and p.last_us > design.now_us + _DAY_US]
+    if ahead:
+        worst = max(ahead, key=lambda p: p.last_us or 0)
+        return Check(
+            "clock",
+            "warn",
+            float(len(ahead)),
+            f"source '{worst.name}' goes to {from_us(worst.last_us or 0)}, which lies in the future: windows may look closed that"
+            " are not. Look at the clock or the time zone, or say how far the data are complete: through: TIME",
+        )
+    return Check("clock", "pass", 0.0, "no source goes beyond today")
+
+
+def _null_check(check: str, source: str, column: str, n: int, rows: int, what: str) -> Check:
+    if n == 0:
+        article = "a" if what == "time" else "an"
+        return Check(check, "pass", 0.0, f"every row of '{source}' has {article} {what}")
+    share = n / rows if rows else 0.0
+    return Check(
+        check,
+        "fail" if share > 0.05 else "warn",
+        share,
+        f"source '{source}', column '{column}': {n:,} of {rows:,} rows are NULL and are left out",
+    )
+
+
+def _plan_checks(
+    design: ExperimentDesign, data: ArmsData, readings: list[Reading], control: str, treatments: list[str]
+) -> list[Check]:
+    out: list[Check] = []
+    open_units = {r.use.name: sum(data.metrics[r.use.name].ineligible.values()) for r in readings}
+    total = sum(data.exposed.values())
+    worst = max(open_units, key=lambda name: open_units[name])
+    if open_units[worst]:
+        as_of = "" if data.as_of_us is None else f" at {from_us(data.as_of_us)}"
+        listed = ", ".join(f"{name} {n:,}" for name, n in open_units.items() if n)
+        out.append(
+            Check(
+                "open_windows",
+                "warn" if open_units[worst] > total / 2 else "pass",
+                open_units[worst] / total,
+                f"of {total:,} units, those whose window is still open{as_of} are left out: {listed}",
+            )
+        )
+    else:
+        closed = (
+            f"the windows of all {total:,} units have closed"
+            if design.timed
+            else "the table has no times, so no windows"
+        )
+        out.append(Check("open_windows", "pass" if design.timed else "not-run", 0.0 if design.timed else None, closed))
+    stop = design.experiment.stop
+    if stop is None or (stop.at is None and stop.n is None):
+        out.append(
+            Check(
+                "planned_stop",
+                "not-run",
+                None,
+                "no stop was registered: nobody can tell whether this read-out was the planned one",
+            )
+        )
+    else:
+        early: list[str] = []
+        if stop.at is not None and data.as_of_us is not None and data.as_of_us < to_us(stop.at, design.zone):
+            days = (to_us(stop.at, design.zone) - data.as_of_us) / 86_400e6
+            early.append(f"{days:,.1f} days before the planned stop ({stop.at:%Y-%m-%d})")
+        if stop.n is not None and total < stop.n:
+            early.append(f"with {total:,} of the {stop.n:,} planned units")
+        out.append(
+            Check(
+                "planned_stop",
+                "warn" if early else "pass",
+                None,
+                f"read {' and '.join(early)}: an interval for one planned look is too narrow when looked at early"
+                if early
+                else "read at or after the planned stop",
+            )
+        )
+    primary = next((r for r in readings if r.use.part == "primary"), None)
+    if stop is None or stop.mde is None or primary is None:
+        out.append(Check("planned_size", "not-run", None, "no smallest effect worth finding (stop.mde) was registered"))
+        return out
+    for arm in treatments:
+        t, c = primary.levels[arm], primary.levels[control]
+        achieved = compare.minimum_detectable_effect(
+            t.unit_variance, t.n, c.unit_variance, c.n, level=design.level, power_wanted=stop.power
+        )
+        needed = compare.required_n(
+            stop.mde,
+            t.unit_variance,
+            c.unit_variance,
+            treatment_share=t.n / (t.n + c.n),
+            level=design.level,
+            power_wanted=stop.power,
+        )
+        unit = formats.unit(primary.unit)
+        planned = formats.exact(stop.mde, unit, change=True)
+        reached = formats.written(achieved, achieved * 0.95, achieved * 1.05, unit, change=True).value
+        out.append(
+            Check(
+                "planned_size",
+                "pass" if achieved <= stop.mde else "warn",
+                achieved,
+                f"{arm} vs {control}: planned to find {formats.size(planned)} in {primary.use.name} with {stop.power:.0%} power, which"
+                f" takes {needed.total:,} units; {t.n + c.n:,} are in, enough for {formats.size(reached)}",
+            )
+        )
+    return out
+
+
+def _value_checks(
+    design: ExperimentDesign, data: ArmsData, readings: list[Reading], control: str, treatments: list[str]
+) -> list[Check]:
+    out: list[Check] = []
+    for r in readings:
+        numbers: MetricMoments = data.metrics[r.use.name]
+        having = {arm: numbers.moments[arm].n for arm in [control, *treatments]}
+        eligible = {arm: numbers.eligible[arm] for arm in having}
+        # a ratio of sums stays a fair comparison when fewer units take part; an average over those who do does not
+        if having == eligible or r.use.metric.kind in ("ratio", "rate"):
+            continue
+        test = compare.missingness(having, eligible)
+        shares = ", ".join(f"{arm} {having[arm] / eligible[arm]:.1%}" for arm in having)
+        if test.p_value < SRM_ALARM:
+            out.append(
+                Check(
+                    "values_missing",
+                    "warn",
+                    test.statistic,
+                    f"{r.use.name}: the share of units that have a value differs between arms ({shares};"
+                    f" {formats.p_value(test.p_value)}), so those compared are no longer the ones randomised",
+                )
+            )
+    if not any(c.name == "values_missing" for c in out):
+        out.append(Check("values_missing", "pass", None, "no sign that having a value depends on the arm"))
+    invalid = {r.use.name: n for r in readings if (n := data.metrics[r.use.name].invalid)}
+    scaled = any(r.use.metric.kind == "nps" for r in readings)
+    out.append(
+        Check(
+            "out_of_range",
+            "warn" if invalid else "pass" if scaled else "not-run",
+            float(sum(invalid.values())) if scaled else None,
+            "; ".join(f"{name}: {n:,} answers are not between 0 and 10 and are left out" for name, n in invalid.items())
+            or ("every answer lies on its scale" if scaled else "no metric here has a scale"),
+        )
+    )
+    doubts: list[str] = []
+    for r in readings:
+        if r.use.metric.kind == "nps":  # the rule is for metrics that are never below zero
+            continue
+        for arm in treatments:
+            pair, names = (r.levels[arm], r.levels[control]), (arm, control)
+            doubt = compare.normal_approximation_doubtful(*pair, names=names)
+            lift = doubt or compare.normal_approximation_doubtful(*pair, relative=True, names=names)
+            if lift is not None:
+                doubts.append(f"{r.use.name}{'' if doubt else ' (relative lift)'}: {lift}")
+    out.append(
+        Check(
+            "few_units",
+            "warn" if doubts else "pass",
+            float(len(doubts)),
+            "; ".join(doubts) or "enough units for normal intervals",
+        )
+    )
+    return out
+
+
+def _trust_checks(readings: list[Reading]) -> list[Check]:
+    """Is what the decision rests on a metric that can be trusted with it?"""
+    primaries = [r.use for r in readings if r.use.part == "primary"]
+    if not primaries:
+        return [
+            Check("trusted_primary", "not-run", None, "no primary metric is declared; every figure here is exploratory")
+        ]
+    better = [
+        r.use.name
+        for r in readings
+        if r.use.part != "guardrail" and caveat_of(r.use) is None and r.use not in primaries
+    ]
+    instead = (
+        f"; decide on {' or '.join(better[:3])} instead" if better else "; decide on a click or revenue metric instead"
+    )
+    out = []
+    for use in primaries:
+        caveat = caveat_of(use)
+        if caveat is None:
+            out.append(Check("trusted_primary", "pass", None, f"no caveat is known of {use.name}"))
+        else:
+            out.append(Check("trusted_primary", "warn", None, f"{use.name} is primary, but: {caveat}{instead}"))
+    return out
+
+
+def caveat_of(use: MetricUse) -> str | None:
+    """Why not to decide on this metric: its own caveat, its vanity, or an open rate's mail-privacy pre-fetch."""
+    if use.metric.role == "vanity":
+        why = use.metric.reason or "it can rise without anyone being better off"
+        return f"a vanity metric: {why}"
+    if use.metric.caveat is not None:
+        return use.metric.caveat
+    target = use.metric.to.source if isinstance(use.metric, nouns.ConversionMetric) else ""
+    if _UNREAD_OPENS.search(use.name) or _UNREAD_OPENS.search(target):
+        return "mail-privacy pre-fetch opens messages that nobody read, so an open rate does not count readers"
+    return None
