@@ -292,15 +292,20 @@ def _complete(sections: Sequence[str], ctx: typer.Context, incomplete: str) -> l
     def read(path: Path) -> dict[str, Any]:
         try:
             tree = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, YAMLError):
+        except (OSError, ValueError, YAMLError):
             return {}
         return tree if isinstance(tree, dict) else {}
+
+    def matching(pattern: str) -> list[Path]:
+        try:
+            return sorted(root.glob(pattern))
+        except (ValueError, NotImplementedError):  # not a pattern, or not one below the project
+            return []
 
     top = read(root / "payoff.yml")
     include = top.get("include") or []
     patterns = [include] if isinstance(include, str) else [p for p in include if isinstance(p, str)]
-    relative = [p for p in patterns if p and not Path(p).is_absolute()]
-    trees = [top, *(read(path) for pattern in relative for path in sorted(root.glob(pattern)))]
+    trees = [top, *(read(path) for pattern in patterns for path in matching(pattern))]
     found = [(s, str(name)) for s in sections for tree in trees if isinstance(tree.get(s), dict) for name in tree[s]]
     bare = [name for _, name in found if name.startswith(incomplete)]
     full = [f"{section}.{name}" for section, name in found if incomplete and f"{section}.{name}".startswith(incomplete)]
@@ -352,7 +357,8 @@ def _version(asked: bool) -> None:
     invoke_without_command=True,
     epilog=(
         "Exit codes: 0 fine; 1 it ran, and a check, a guardrail or a claim's decision rule failed; 2 a mistake in the "
-        "command or in a definition; 3 data or a connection; 4 a bug in Payoff. Start with: payoff demo"
+        "command or in a definition; 3 data or a connection; 4 a bug in Payoff. With --json what went wrong is an object "
+        "with error and message. PAYOFF_DEBUG=1 shows tracebacks. Start with: payoff demo"
     ),
 )
 def payoff(
@@ -386,11 +392,11 @@ def demo(
     json_: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Measure a simulated company whose true effects are known.
+    """Measure a simulated company of known truth.
 
-    Writes a whole project, runs it, prints what was found and writes the report. The truth is kept in a folder of its own,
-    which nothing reads until the run is over. Needs no network. Made anew each time; the ledger of earlier demos is kept.
-    Exits with 0 whatever the claims say: some are meant to fail.
+    Writes a whole project, runs it, prints what was found and writes the report. What the company's effects truly are
+    is kept in a folder of its own, which nothing reads until the run is over. Needs no network. The company is made
+    anew each time; the ledger of earlier demos is kept. Exits with 0 whatever the claims say: some are meant to fail.
     """
     from dataclasses import replace
     from datetime import UTC, datetime, timedelta
@@ -558,9 +564,9 @@ def init(
     json_: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Write a new project that runs once its tables exist.
+    """Write a new project, commented.
 
-    The files are commented and meant to be edited. Nothing is ever overwritten.
+    It runs as soon as its tables exist. Nothing is ever overwritten.
     """
     from importlib import resources
 
@@ -619,9 +625,10 @@ def check(
     json_: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Check definitions, and SQL against the data's columns.
+    """Check definitions and SQL, reading no rows.
 
-    Reads no rows. All problems are reported at once, each with its file, line and column. Warnings do not fail the check.
+    SQL expressions are held against the data's columns. All problems are reported at once, each with its file, line
+    and column. Warnings do not fail the check.
     """
     opened = _load(project)
     loaded, spec = opened.loaded, opened.loaded.spec
@@ -657,7 +664,7 @@ def check(
 
 @app.command()
 def doctor(project: ProjectOption = None, json_: JsonOption = False, quiet: QuietOption = False) -> None:
-    """Look at the data: rows, ids, times, NULLs, repeats.
+    """Look at the data: rows, ids, times, NULLs.
 
     Exits with 1 when something is found that figures should not rest on.
     """
@@ -690,7 +697,8 @@ def explain(
 ) -> None:
     """Show what a run would read, and its SQL.
 
-    For each statement its source and columns and the figures it serves; for each source the passes over its rows. Looks at columns and reads no rows. What only the data can tell is left as $parameters in the SQL.
+    For each statement its source and columns and the figures it serves; for each source the passes over its rows.
+    Looks at columns and reads no rows. What only the data can tell is left as $parameters in the SQL.
     """
     del quiet
     opened = _load(project)
@@ -757,10 +765,11 @@ def run(
     json_: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Answer experiments, price claims, keep the run.
+    """Answer experiments and price claims.
 
-    Prints what was found, and appends it to the ledger. A claim brings the experiments that are its evidence. Exits with 1 when a check or a guardrail failed, or a claim's
-    decision rule is not met. With --json the whole run is printed.
+    Prints what was found, and appends it to the ledger. A claim brings the experiments that are its evidence. Exits
+    with 1 when a check or a guardrail failed, or a claim's decision rule is not met. With --json the whole run is
+    printed.
     """
     opened = _load(project)
     _anything(opened)
@@ -820,7 +829,8 @@ def show(
 ) -> None:
     """Show what earlier runs found.
 
-    Reads the ledger and no data. Who looked is noted in the ledger: looking at figures before a test is over is part of how far they can be trusted.
+    Reads the ledger and no data. Who looked is noted in the ledger: looking at figures before a test is over is part
+    of how far they can be trusted.
     """
     if sum((sql, history, runs)) > 1:
         raise UsageError("--sql, --history and --runs show different things; ask for one of them")
@@ -955,7 +965,8 @@ def report(
 ) -> None:
     """Write the figures as one HTML file.
 
-    It needs no network and no script, and shows the newest stored run. Where no stored run holds what the report shows, it is run first.
+    It needs no network and no script, and shows the newest stored run. Where no stored run holds what the report
+    shows, it is run first.
     """
     opened = _load(project)
     spec = opened.loaded.spec
@@ -1024,8 +1035,9 @@ def verify(
 ) -> None:
     """Compute a stored run again, and compare.
 
-    With its seed and its day, every figure; and the ledger's chain, whether it was rewritten. Says what changed around the figures: definitions, data, versions. Exits with 1 when a figure differs or the ledger's
-    chain is broken.
+    With its seed and its day, every figure; and the ledger's chain, whether it was rewritten. Says what changed
+    around the figures: definitions, data, versions. Exits with 1 when a figure differs or the ledger's chain is
+    broken.
     """
     opened = _load(project)
     with _progress("look at columns", quiet or json_) as tell:
@@ -1062,7 +1074,7 @@ def _tell_verification(found: Verification, most: int = 8) -> None:
 
 @app.command(hidden=True)
 def schema(json_: JsonOption = False) -> None:
-    """Print the JSON Schema of project files, for editors."""
+    """Print the JSON Schema of project files."""
     del json_
     from payoff.spec.loader import json_schema
 

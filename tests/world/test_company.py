@@ -277,7 +277,7 @@ def test_private_mail_clients_open_without_interest(medium: Any) -> None:
 
     def lift(table: pa.Table) -> float:
         arms = [sends[send] for send in table["send_id"].to_pylist()]
-        return arms.count("first_name") / n["first_name"] / (arms.count("generic") / n["generic"]) - 1
+        return float(arms.count("first_name") / n["first_name"] / (arms.count("generic") / n["generic"]) - 1)
 
     assert abs(lift(private)) < 0.05
     assert lift(other) > 0.10

@@ -40,7 +40,7 @@ class ArmsReader:
         """The statements in order, with what only the data can tell left as $parameters. Reads no rows."""
         self._load_text_files(run=False)
         self._layout.arrange()
-        steps = self.steps + [self._statements.profile(view)[0] for view in self._layout.unique_views()]
+        steps = self.steps + [self._statements.profile(view) for view in self._layout.unique_views()]
         for exposure in self._layout.exposures:
             steps.append(self._statements.exposure(exposure))
         for entity in self._layout.entities():
@@ -55,7 +55,7 @@ class ArmsReader:
             }
             caps: dict[tuple[str, int], exp.Expr] = {}
             if any(measure.cap and measure.cap.percentile for m in need.metrics for measure in m.measures):
-                steps.append(self._statements.caps(x, cutoffs)[0])
+                steps.append(self._statements.caps(x, cutoffs))
             for m in need.metrics:
                 for j, measure in enumerate(m.measures):
                     if measure.cap is not None:
@@ -77,12 +77,12 @@ class ArmsReader:
         arms: dict[int, dict[str, int]] = {}
         for exposure in self._layout.exposures:
             step = self._statements.exposure(exposure)
-            engine.keep(exposure.table, self._statements.exposure_query(exposure), step.purpose, exposure.view.name)
+            engine.keep(exposure.table, step.query, step.purpose, exposure.view.name)
             self.steps.append(step)
             self._count_exposures(exposure, counts, arms)
         for entity in self._layout.entities():
             step = self._statements.exposed(entity)
-            engine.keep(f"exposed_{entity}", self._statements.exposed_query(entity), step.purpose)
+            engine.keep(f"exposed_{entity}", step.query, step.purpose)
             self.steps.append(step)
         for exposure in self._layout.exposures:
             engine.drop(exposure.table)
@@ -93,7 +93,7 @@ class ArmsReader:
             low = exp.convert(min(firsts)) if firsts else None
             high = exp.convert(max(lasts) + reach) if lasts and reach is not None else None
             step = self._statements.scan(scan, low, high)
-            engine.keep(scan.table, self._statements.scan_query(scan, low, high), step.purpose, scan.view.name)
+            engine.keep(scan.table, step.query, step.purpose, scan.view.name)
             self.steps.append(step)
         return {
             need.experiment: self._answer(x, need, counts[x], arms.get(x, {}))
@@ -101,8 +101,8 @@ class ArmsReader:
         }
 
     def _profile(self, view: View) -> None:
-        step, query = self._statements.profile(view)
-        found = self._layout.catalog.engine.row(query, step.name, view.name)
+        step = self._statements.profile(view)
+        found = self._layout.catalog.engine.row(step.query, step.name, view.name)
         self.steps.append(step)
         rows = int(found["n"])
         nulls = {k.removeprefix("ids_"): rows - int(v) for k, v in found.items() if k.startswith("ids_")}
@@ -160,7 +160,7 @@ class ArmsReader:
                 "repeated ids would be counted twice",
                 tuple(sorted({c.name for c in key.find_all(exp.Column)})),
                 (),
-                query.render(),
+                query,
             )
         )
         repeated = int(found["repeated"])
@@ -224,8 +224,8 @@ class ArmsReader:
             )
         caps: dict[tuple[str, int], float] = {}
         if any(m.cap is not None and m.cap.percentile is not None for metric in need.metrics for m in metric.measures):
-            step, query = self._statements.caps(x, cutoffs)
-            found = engine.row(query, step.name)
+            step = self._statements.caps(x, cutoffs)
+            found = engine.row(step.query, step.name)
             self.steps.append(step)
         for i, metric in enumerate(need.metrics):
             for j, measure in enumerate(metric.measures):
@@ -238,7 +238,7 @@ class ArmsReader:
         step = self._statements.moments(x, cutoffs, bound)
         self.steps.append(step)
         try:
-            table = engine.fetch(self._statements.moments_query(x, cutoffs, bound), step.name).to_pylist()
+            table = engine.fetch(step.query, step.name).to_pylist()
         except DataError:
             self._name_what_is_not_finite(need)
             raise
@@ -325,9 +325,9 @@ class ArmsReader:
                     )
 
     def _load_text_files(self, run: bool) -> None:
-        for key, names, text in self._layout.catalog.load_text_files(self._layout.columns_wanted(), run=run):
+        for key, names, query in self._layout.catalog.load_text_files(self._layout.columns_wanted(), run=run):
             purpose = "a text file is read once, into a temporary table of the columns needed"
-            self.steps.append(Step(f"load {key}", key, purpose, names, (), text))
+            self.steps.append(Step(f"load {key}", key, purpose, names, (), query))
 
 
 def _read_moments(row: Mapping[str, Any], prefix: str, k: int) -> Moments:

@@ -128,8 +128,8 @@ class DuckDBEngine:
         rows: list[dict[str, Any]] = self.fetch(query, what, source).to_pylist()
         return rows[0]
 
-    def keep(self, table: str, query: Query, what: str, source: str | None = None) -> str:
-        """Keep the rows of a SELECT in a temporary table of this session. Returns the statement's text."""
+    def keep(self, table: str, query: Query, what: str, source: str | None = None) -> None:
+        """Keep the rows of a SELECT in a temporary table of this session."""
         statement = exp.Create(
             this=exp.to_table(table),
             kind="TABLE",
@@ -137,7 +137,6 @@ class DuckDBEngine:
             properties=exp.Properties(expressions=[exp.TemporaryProperty()]),
         ).sql("duckdb", pretty=True)
         self._run(statement, what, source)
-        return statement
 
     def drop(self, table: str) -> None:
         self._connection.execute(f"DROP TABLE IF EXISTS {exp.to_identifier(table, quoted=True).sql('duckdb')}")

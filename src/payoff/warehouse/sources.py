@@ -376,13 +376,13 @@ class Catalog:
 
     def load_text_files(
         self, wanted: Mapping[str, Iterable[str]], run: bool = True
-    ) -> list[tuple[str, tuple[str, ...], str]]:
+    ) -> list[tuple[str, tuple[str, ...], Query]]:
         """Read each CSV or JSON file once, keeping only ``wanted`` columns by relation key.
 
-        Returns (relation, columns, SQL) of each. With ``run`` off nothing is read, and later statements refer to tables
+        Returns (relation, columns, query) of each. With ``run`` off nothing is read, and later statements refer to tables
         that do not exist: for showing a plan.
         """
-        done: list[tuple[str, tuple[str, ...], str]] = []
+        done: list[tuple[str, tuple[str, ...], Query]] = []
         for number, (key, names) in enumerate(sorted(wanted.items())):
             relation = self._relations[key]
             if not relation.text_file:
@@ -391,13 +391,14 @@ class Catalog:
             table = f"loaded_{number}"
             owner = next(v.name for v in self._views.values() if v.relation is relation)
             select = Query(exp.select(*(column(c) for c in kept)).from_(relation.select.copy().subquery("text_file")))
-            text = self.engine.keep(table, select, f"load {key}", owner) if run else select.render()
+            if run:
+                self.engine.keep(table, select, f"load {key}", owner)
             loaded = Relation(key, exp.select("*").from_(table), relation.columns, relation.files)
             self._relations[key] = loaded
             for view in self._views.values():
                 if view.relation is relation:
                     view.relation = loaded
-            done.append((key, kept, text))
+            done.append((key, kept, select))
         return done
 
     def fingerprint(self, relation: Relation) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from sqlglot import exp
@@ -14,7 +15,7 @@ from payoff.warehouse.query import Query, column, conjunction, fragment, sql
 from payoff.warehouse.sources import View
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Step:
     """One statement of a plan. ``reads`` names what is scanned (empty: only temporary tables); ``serves`` who asked."""
 
@@ -23,7 +24,11 @@ class Step:
     purpose: str
     columns: tuple[str, ...]
     serves: tuple[str, ...]
-    sql: str
+    query: Query
+
+    @cached_property
+    def sql(self) -> str:
+        return self.query.render()
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -42,7 +47,7 @@ class Statements:
     def __init__(self, layout: Layout) -> None:
         self.layout = layout
 
-    def profile(self, view: View) -> tuple[Step, Query]:
+    def profile(self, view: View) -> Step:
         entities = sorted({n.entity for n in self.layout.needs if view.name == n.source or view.name in sources_of(n)})
         parts: list[exp.Expr] = [exp.alias_(exp.Count(this=exp.Star()), "n")]
         for entity in entities:
@@ -65,19 +70,18 @@ class Statements:
             ).from_(inner.subquery("seen"))
         query = Query(outer)
         columns = tuple(sorted({c.name for p in parts for c in p.find_all(exp.Column)}))
-        return (
-            Step(
-                f"look at {view.name}",
-                view.relation.key,
-                "rows, NULLs and time span (answered from Parquet or table statistics where they hold them)",
-                columns,
-                (),
-                query.render(),
-            ),
+        return Step(
+            f"look at {view.name}",
+            view.relation.key,
+            "rows, NULLs and time span (answered from Parquet or table statistics where they hold them)",
+            columns,
+            (),
             query,
         )
 
-    def exposure_query(self, exposure: Exposure) -> Query:
+    # ---------------------------------------------------------------- exposures
+
+    def _exposure(self, exposure: Exposure) -> Query:
         view, clock = exposure.view, exposure.view.clock
         t = clock.us if clock else exp.cast(exp.null(), "BIGINT")
         unit = (
@@ -165,7 +169,7 @@ class Statements:
         return number if condition is None else fragment("CASE WHEN $c THEN $v END", c=condition, v=number)
 
     def exposure(self, exposure: Exposure) -> Step:
-        query = self.exposure_query(exposure)
+        query = self._exposure(exposure)
         view = exposure.view
         purpose = (
             "one row a unit: arm and its metrics" if view.source.one_row_per else "first exposure and arm of every unit"
@@ -176,14 +180,14 @@ class Statements:
             purpose,
             self._columns_read(query, view),
             tuple(self.layout.needs[x].experiment for x in exposure.experiments),
-            query.render(),
+            query,
         )
 
     def _columns_read(self, query: Query, view: View) -> tuple[str, ...]:
         known = set(view.relation.columns)
         return tuple(sorted({c.name for c in query.tree.find_all(exp.Column) if c.name in known}))
 
-    def exposed_query(self, entity: str) -> Query:
+    def _exposed(self, entity: str) -> Query:
         """All experiments of one kind of unit in one table, numbered densely, so that later joins are on integers."""
         branches: list[exp.Query] = []
         for exposure in self.layout.exposures:
@@ -227,10 +231,10 @@ class Statements:
                 if e.entity == entity
                 for x in e.experiments
             ),
-            self.exposed_query(entity).render(),
+            self._exposed(entity),
         )
 
-    def scan_query(self, scan: Scan, low: exp.Expr | None, high: exp.Expr | None) -> Query:
+    def _scan(self, scan: Scan, low: exp.Expr | None, high: exp.Expr | None) -> Query:
         view, reach = scan.view, self.layout.reach(scan)
         clock = view.clock
         inner: list[exp.Expr] = [exp.alias_(self.layout.unit(view, scan.entity), "unit")]
@@ -336,7 +340,7 @@ class Statements:
         return fragment(f"{aggregate} FILTER (WHERE $keep)", keep=exp.and_(*filters))
 
     def scan(self, scan: Scan, low: exp.Expr | None, high: exp.Expr | None) -> Step:
-        query = self.scan_query(scan, low, high)
+        query = self._scan(scan, low, high)
         serves = [
             f"{need.experiment}.{metric.name}"
             for x, need in enumerate(self.layout.needs)
@@ -350,7 +354,7 @@ class Statements:
             "one row a unit: every metric of every experiment over this source, in one pass",
             self._columns_read(query, scan.view),
             tuple(serves),
-            query.render(),
+            query,
         )
 
     def _unit_values(
@@ -398,7 +402,7 @@ class Statements:
             "SELECT $kept FROM unit_values", kept=kept, unit_values=Query(values.where(fragment("x.x = $x", x=x)))
         )
 
-    def caps(self, x: int, cutoffs: Mapping[str, exp.Expr | None]) -> tuple[Step, Query]:
+    def caps(self, x: int, cutoffs: Mapping[str, exp.Expr | None]) -> Step:
         need = self.layout.needs[x]
         parts: list[exp.Expr] = []
         for i, metric in enumerate(need.metrics):
@@ -412,17 +416,16 @@ class Statements:
                     )
                 )
         query = sql("SELECT $parts FROM units", parts=parts, units=self._unit_values(x, cutoffs, {}))
-        step = Step(
+        return Step(
             f"caps of {need.experiment}",
             "",
             "percentiles of the unit values pooled over arms",
             (),
             (need.experiment,),
-            query.render(),
+            query,
         )
-        return step, query
 
-    def moments_query(
+    def _moments(
         self, x: int, cutoffs: Mapping[str, exp.Expr | None], caps: Mapping[tuple[str, int], exp.Expr]
     ) -> Query:
         need = self.layout.needs[x]
@@ -453,7 +456,7 @@ class Statements:
             "n, mean, variance and covariance by arm",
             (),
             tuple(m.name for m in need.metrics),
-            self.moments_query(x, cutoffs, caps).render(),
+            self._moments(x, cutoffs, caps),
         )
 
 
