@@ -105,6 +105,7 @@ class MetricReading:
     state: str
     sentence: str
     margin: float | None = None
+    target: float | None = None
     caveat: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
@@ -116,6 +117,7 @@ class MetricReading:
             "state": self.state,
             "sentence": self.sentence,
             "margin": self.margin,
+            "target": self.target,
             "caveat": self.caveat,
         }
 
@@ -144,6 +146,7 @@ class Result:
     assumptions: tuple[Assumption, ...]
     provenance: Provenance = field(default_factory=Provenance)
     left_out: Mapping[str, int] = field(default_factory=dict)
+    owner: str | None = None
     refusals: tuple[Refusal, ...] = ()
     correlations: Mapping[tuple[tuple[str, str], tuple[str, str]], float] = field(default_factory=dict)
 
@@ -166,6 +169,7 @@ class Result:
             "name": self.name,
             "method": self.method,
             "question": self.question,
+            "owner": self.owner,
             "design": self.design,
             "verdict": self.verdict,
             "grade": self.grade,

@@ -1040,7 +1040,10 @@ def _claim(claim: _Node, index: int, run: _Node, sections: Mapping[str, Section]
         finding = f"{short}: withheld, because a check on its evidence failed"
         reason = " ".join(dict.fromkeys(s.standing for s in found if s.withheld)) or "A check on its evidence failed."
     else:
+        # a statement that the interval does not bear out is quoted, so that nobody reads it as the finding
+        doubt = {"not conclusive": "Not conclusive: ", "negative": "Contradicted: "}.get(state.key, "")
         lead = short if grade in CAUSAL_GRADES else f"Stated as \u201c{short}\u201d"
+        lead = f"{doubt}\u201c{short}\u201d" if doubt else lead
         sure = f"({net.interval_name} {net.range}), {word} to be above zero"
         if net.low == net.high:
             sure = "(exact: no input has a range, so this is no measure of certainty)"

@@ -269,7 +269,7 @@ class Event(Noun):
 
 
 class Anchor(Event):
-    """Rows that open a window of their own: the first such row within ``within`` (default: the project's window) of exposure or any later one in it."""
+    """Rows that open a window of their own: the unit's first one within ``within`` of exposure (default: the project's window)."""
 
     within: Duration | None = None
 

@@ -81,7 +81,7 @@ def origin(metric: nouns.Metric) -> str:
     return f"source '{metric.from_}'"
 
 
-def unit_of(metric: nouns.Metric, currency: str) -> str:
+def unit_of(metric: nouns.Metric, currency: str, entity: str) -> str:
     """The declared unit, else what the kind implies: shares, points, the project's currency for sums, a column's name."""
     if metric.unit is not None:
         return metric.unit
@@ -92,7 +92,7 @@ def unit_of(metric: nouns.Metric, currency: str) -> str:
     if isinstance(metric, nouns.SumMetric):
         return currency
     if isinstance(metric, nouns.CountMetric):
-        return metric.from_
+        return f"{metric.from_}/{entity}"
     if isinstance(metric, nouns.MeanMetric):
         return metric.column if re.fullmatch(r"\w+", metric.column) else ""
     counted = metric.numerator.column is None, metric.denominator.column is None

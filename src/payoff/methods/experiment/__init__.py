@@ -131,6 +131,7 @@ class ExperimentMethod:
             readings=read,
             checks=tuple(checks),
             assumptions=tuple(assumptions),
+            owner=design.experiment.owner,
             left_out={reason: n for reason, n in left_out.items() if n},
             refusals=tuple(refusals),
             correlations=_correlations(design, data, readings, control, treatments),
@@ -184,7 +185,7 @@ class ExperimentMethod:
         name = f"experiments.{design.name}.{use.name}"
         numbers = data.metrics[use.name]
         ratio, scale = is_ratio(use.metric), 100.0 if use.metric.kind == "nps" else 1.0
-        out = Reading(use, unit_of(use.metric, design.currency))
+        out = Reading(use, unit_of(use.metric, design.currency, design.entity))
         for position, cap in enumerate(numbers.caps):
             if cap is not None and cap <= 0:
                 part = ("numerator", "denominator")[position] if ratio else "values"
@@ -291,6 +292,7 @@ class ExperimentMethod:
             state=state,
             sentence=sentence(design, r, arm, control, state),
             margin=margin,
+            target=design.experiment.target if use.part == "primary" else None,
             caveat=caveat_of(use),
         )
 
