@@ -9,8 +9,8 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-import threading
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
@@ -150,34 +150,23 @@ class DuckDBEngine:
         return self._watched(lambda: self._connection.execute(text), what, source)
 
     def _watched(self, run: Callable[[], T], what: str, source: str | None) -> T:
-        watcher = _Watcher(self._connection, self._progress, what) if self._progress else None
-        try:
-            return run()
-        except duckdb.Error as error:
-            raise _translated(error, what, source) from error
-        finally:
-            if watcher is not None:
-                watcher.stop()
-
-
-class _Watcher:
-    """Tells how far the running statement is, from a thread of its own."""
-
-    def __init__(self, connection: duckdb.DuckDBPyConnection, progress: Progress, what: str) -> None:
-        self._done = threading.Event()
-        progress(what, None)
-
-        def watch() -> None:
-            while not self._done.wait(0.2):
-                share = connection.query_progress()
-                progress(what, share / 100 if share >= 0 else None)
-
-        self._thread = threading.Thread(target=watch, daemon=True)
-        self._thread.start()
-
-    def stop(self) -> None:
-        self._done.set()
-        self._thread.join()
+        """Run in a thread of its own: DuckDB does not look for Ctrl-C, so this one stays free to hear it, and tells progress."""
+        with ThreadPoolExecutor(max_workers=1) as worker:
+            running = worker.submit(run)
+            try:
+                if self._progress is not None:
+                    self._progress(what, None)
+                while wait([running], timeout=0.2).not_done:
+                    if self._progress is not None:
+                        share = self._connection.query_progress()
+                        self._progress(what, share / 100 if share >= 0 else None)
+                return running.result()
+            except duckdb.Error as error:
+                raise _translated(error, what, source) from error
+            except BaseException:
+                while wait([running], timeout=0.1).not_done:  # it may not have begun when it is first told to stop
+                    self._connection.interrupt()
+                raise
 
 
 def _plain(error: Exception) -> str:
