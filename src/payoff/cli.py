@@ -197,13 +197,13 @@ def _sql(text: str) -> None:
     Console().print(Syntax(formats.lines(text), "sql", word_wrap=True, background_color="default"))
 
 
-def _findings(run: Mapping[str, Any], brief: bool) -> None:
-    """What a run found: in colour on a terminal, plain anywhere else."""
+def _findings(run: Mapping[str, Any], brief: bool, report: str | None = None) -> None:
+    """What a run found, or what one of its reports shows of it: in colour on a terminal, plain anywhere else."""
     from rich.console import Console
 
     from payoff.report import figures, terminal
 
-    page = figures.build(run)
+    page = figures.build(run, report)
     if sys.stdout.isatty():
         terminal.render(page, Console(), brief=brief)
         return
@@ -423,7 +423,7 @@ def demo(
     if json_:
         _emit({"project": str(folder), "report": str(report), "truth": str(truth), "run": run, "against_truth": known})
         return
-    _findings(run, brief=True)
+    _findings(run, brief=True, report=name)
     _say()
     _say(f"The report:   {_near(report)}")
     _say(f"The project:  {_near(folder)}")
@@ -655,7 +655,7 @@ def check(
         )
         return
     for w in loaded.warnings:
-        _say(f"{w.file}:{w.line}:{w.column} warning[{w.code}]: {w.message}")
+        _say(str(w))
     said = ", ".join(_many(n, section[:-1]) for section, n in counts.items() if n) or "nothing declared yet"
     looked = "definitions only" if definitions_only else "definitions and columns"
     found = _many(len(warnings), "warning") if warnings else "no problem"
@@ -799,7 +799,7 @@ def run(
             for failure in data["failures"]:
                 _say(_wrap(failure, "  ", "  "))
         for w in opened.loaded.warnings:
-            _note(f"{w.file}:{w.line}:{w.column} warning[{w.code}]: {w.message}", quiet)
+            _note(str(w), quiet)
         kept = "not kept (--no-record)" if no_record else f"kept as run {found.run_id[:8]}; payoff show reads it again"
         _note(kept, quiet)
     raise typer.Exit(found.exit_code)

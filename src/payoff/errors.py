@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
+from typing import Literal
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,9 +17,10 @@ class Problem:
     column: int
     code: str
     message: str
+    severity: Literal["error", "warning"] = "error"
 
     def __str__(self) -> str:
-        return f"{self.file}:{self.line}:{self.column} error[{self.code}]: {self.message}"
+        return f"{self.file}:{self.line}:{self.column} {self.severity}[{self.code}]: {self.message}"
 
 
 class PayoffError(Exception):

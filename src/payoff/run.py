@@ -76,7 +76,7 @@ class Run:
     today: str = ""
 
     def failures(self) -> list[str]:
-        """What makes the exit code 1: failed checks, breached guardrails, claims whose decision rule is not met."""
+        """What makes the exit code 1: failed checks, breached guardrails, unmet decision rules, and what was refused whole."""
         out = [f"{r.name}: check {c.name} failed" for r in self.results for c in r.failed()]
         out += [
             f"{r.name}: guardrail {m.metric} breached ({m.contrast})"
@@ -85,6 +85,7 @@ class Run:
             if m.state == "breached"
         ]
         out += [f"{c.name}: the decision rule is not met" for c in self.claims if c.decision and not c.decision.met]
+        out += [f"{r.name}: refused" for r in self.refusals]
         return out
 
     @property

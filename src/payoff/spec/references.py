@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, NamedTuple
 from zoneinfo import ZoneInfo
@@ -52,7 +52,7 @@ def check(project: LoadedProject, declared: Declared, doubtful: Collection[tuple
     for name, report in project.spec.reports.items():
         for index, entry in enumerate(report.show):
             checker.shown_entry(name, index, entry)
-    return Found(tuple(checker.problems), tuple(checker.warnings))
+    return Found(tuple(checker.problems), tuple(replace(w, severity="warning") for w in checker.warnings))
 
 
 class _Checker:

@@ -275,7 +275,8 @@ def _checked(text: str) -> exp.Expr:
 
 def _reason(error: SqlglotError) -> str:
     found: list[dict[str, str]] = getattr(error, "errors", [])
-    return found[0]["description"] if found else str(error).split("\n")[0]
+    said = found[0]["description"] if found else str(error).split("\n")[0]
+    return "it cannot be parsed" if "sqlglot" in said else said  # its own class names help nobody
 
 
 def _short(text: str) -> str:

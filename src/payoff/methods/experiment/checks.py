@@ -278,7 +278,7 @@ def _value_checks(
             or ("every answer lies on its scale" if scaled else "no metric here has a scale"),
         )
     )
-    doubts: list[str] = []
+    doubts: list[Check] = []
     for r in readings:
         if r.use.metric.kind == "nps":  # the rule is for metrics that are never below zero
             continue
@@ -287,16 +287,10 @@ def _value_checks(
             doubt = compare.normal_approximation_doubtful(*pair, names=names)
             lift = doubt or compare.normal_approximation_doubtful(*pair, relative=True, names=names)
             if lift is not None:
-                doubts.append(f"{r.use.name}{'' if doubt else ' (relative lift)'}: {lift}")
-    out.append(
-        Check(
-            "few_units",
-            "warn" if doubts else "pass",
-            float(len(doubts)),
-            "; ".join(doubts) or "enough units for normal intervals",
-        )
-    )
-    return out
+                doubts.append(
+                    Check("few_units", "warn", None, f"{r.use.name}{'' if doubt else ' (relative lift)'}: {lift}")
+                )
+    return [*out, *(doubts or [Check("few_units", "pass", None, "enough units for normal intervals")])]
 
 
 def _trust_checks(readings: list[Reading]) -> list[Check]:
