@@ -770,7 +770,7 @@ def test_verify_finds_a_rewritten_ledger(ran: Path) -> None:
 
 def test_a_refusal_is_shown_and_verified(shop: Path) -> None:
     edit(shop, "control: old, split: {old: 0.5, new: 0.5}", "control: oldest")
-    run = said("run", "-p", shop, *TODAY)
+    run = said("run", "-p", shop, *TODAY, code=1)
     assert {r["name"] for r in run["refusals"]} == {"experiments.pricing", "claims.gain"}
     assert "'oldest' has no units" in call("show", "pricing", "-p", shop).stdout.replace("\n", " ")
     assert said("verify", "-p", shop)["equal"] is True

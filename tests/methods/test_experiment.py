@@ -262,8 +262,8 @@ def test_a_time_zone_moves_naive_times_only(tmp_path: Path) -> None:
     expected = only_result(decisions_project(tmp_path / "a"))
     same = only_result(decisions_project(tmp_path / "b", definitions=zoned))
     shifted = only_result(decisions_project(tmp_path / "c", definitions=zoned, root="timezone: America/New_York\n"))
-    assert [e.value for e in same.estimates] == [e.value for e in expected.estimates]
-    assert [e.value for e in shifted.estimates] != [e.value for e in expected.estimates]
+    assert [e.value for e in same.estimates] == pytest.approx([e.value for e in expected.estimates])
+    assert [e.value for e in shifted.estimates] != pytest.approx([e.value for e in expected.estimates])
 
 
 def test_money_times_100_gives_effect_times_100(tmp_path: Path) -> None:

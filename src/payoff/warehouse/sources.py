@@ -35,6 +35,7 @@ _NUMBERS = (
     "BOOLEAN",
 )
 _INTEGERS = _NUMBERS[:10]
+_INSTANTS = ("TIMESTAMP", "TIMESTAMP WITH TIME ZONE")
 _READERS = {
     ".parquet": "parquet",
     ".csv": "csv",
@@ -127,12 +128,16 @@ class Clock:
             naive = fragment("$raw AT TIME ZONE $zone", raw=exp.paren(naive.copy()), zone=self.zone)
         return fragment("epoch_us($raw)", raw=naive)
 
-    def no_later_than(self, us: int, margin_us: int = 86_400_000_000) -> exp.Expr:
-        """A looser condition on the column as stored, so that files and row groups can be skipped by their statistics."""
-        return fragment("$raw <= $bound", raw=self.raw, bound=self._stored(us + margin_us))
-
-    def no_earlier_than(self, us: int, margin_us: int = 86_400_000_000) -> exp.Expr:
-        return fragment("$raw >= $bound", raw=self.raw, bound=self._stored(us - margin_us))
+    def between(self, low_us: int | None, high_us: int | None) -> list[exp.Expr]:
+        """Bounds on the column as stored, so that files and row groups are skipped by their statistics. Never too tight:
+        to the second where it is stored as an instant or in UTC, to the day elsewhere."""
+        slack = 0 if self.kind in _INSTANTS and ("ZONE" in self.kind or self.zone == "UTC") else 86_400_000_000
+        out = []
+        if low_us is not None:
+            out.append(fragment("$raw >= $bound", raw=self.raw, bound=self._stored(low_us - slack)))
+        if high_us is not None:
+            out.append(fragment("$raw <= $bound", raw=self.raw, bound=self._stored(high_us + slack + 1_000_000)))
+        return out
 
     def _stored(self, us: int) -> exp.Expr:
         moment = datetime.fromtimestamp(us / 1e6, UTC).replace(microsecond=0)

@@ -41,6 +41,20 @@ class Step:
         }
 
 
+class _Row:
+    """The columns that a scan takes from each row, each expression once."""
+
+    def __init__(self) -> None:
+        self._by_text: dict[str, tuple[str, exp.Expr]] = {}
+
+    def named(self, expression: exp.Expr, name: str) -> str:
+        """The name under which the expression is read: ``name``, or the one it already has."""
+        return self._by_text.setdefault(expression.sql("duckdb"), (name, expression))[0]
+
+    def columns(self) -> list[exp.Expr]:
+        return [exp.alias_(expression.copy(), name) for name, expression in self._by_text.values()]
+
+
 class Statements:
     """A Step (for showing) or a Query (for running) of each statement; what only the data can tell is a parameter."""
 
@@ -237,27 +251,26 @@ class Statements:
     def _scan(self, scan: Scan, low: exp.Expr | None, high: exp.Expr | None) -> Query:
         view, reach = scan.view, self.layout.reach(scan)
         clock = view.clock
-        inner: list[exp.Expr] = [exp.alias_(self.layout.unit(view, scan.entity), "unit")]
+        row = _Row()
+        row.named(self.layout.unit(view, scan.entity), "unit")
         if clock is not None:
-            inner.append(exp.alias_(clock.us, "t"))
-        outer: list[exp.Expr] = []
+            row.named(clock.us, "t")
         anchors: dict[str, tuple[str, str]] = {}
         wheres: list[exp.Expr | None] = []
-        for folded, name in scan.columns.items():
-            outer.append(exp.alias_(self._fold(scan, folded, name, inner, anchors, wheres, reach), name))
-        rows = exp.select(*inner).from_(view.relation.select.copy().subquery("base"))
-        bounds: list[exp.Expr | None] = []
-        if clock is not None:
-            # the stored column is bounded too (a day looser), so that files and row groups are skipped by statistics
-            for bound, pick, operator in ((low, clock.no_earlier_than, ">="), (high, clock.no_later_than, "<=")):
-                if bound is None:
-                    continue
-                bounds.append(fragment(f"$t {operator} $b", t=clock.us, b=bound))
-                if isinstance(bound, exp.Literal):
-                    bounds.append(pick(int(bound.this)))
-        any_of = None if any(w is None for w in wheres) else exp.or_(*(w for w in wheres if w is not None))
-        kept = conjunction(*bounds, any_of)
-        rows = rows.where(kept) if bounds or any_of is not None else rows
+        outer = [
+            exp.alias_(self._fold(scan, folded, name, row, anchors, wheres, reach), name)
+            for folded, name in scan.columns.items()
+        ]
+        rows = exp.select(*row.columns()).from_(view.relation.select.copy().subquery("base"))
+        bounds: list[exp.Expr] = []
+        if clock is not None and (low is None or isinstance(low, exp.Literal)):
+            # the join below decides exactly; these let whole row groups be skipped
+            bounds = clock.between(*(None if b is None else int(b.this) for b in (low, high)))
+        elif clock is not None:
+            bounds = [fragment("$t BETWEEN $low AND $high", t=clock.us, low=low, high=high)]
+        distinct = {w.sql(): w for w in wheres if w is not None}
+        any_of = None if any(w is None for w in wheres) else exp.or_(*distinct.values())
+        rows = rows.where(conjunction(*bounds, any_of)) if bounds or any_of is not None else rows
         exposed = f"exposed_{scan.entity}"
         users = sorted(scan.users)
         units: exp.Query = exp.select("x.*").from_(exp.table_(exposed, alias="x"))
@@ -291,20 +304,19 @@ class Statements:
         scan: Scan,
         folded: Folded,
         name: str,
-        inner: list[exp.Expr],
+        row: _Row,
         anchors: dict[str, tuple[str, str]],
         wheres: list[exp.Expr | None],
         reach: int | None,
     ) -> exp.Expr:
-        """The aggregate of one measure; adds what it needs of the row to ``inner``, of the unit to ``anchors``."""
+        """The aggregate of one measure; adds what it needs to ``row``, and of the unit to ``anchors``."""
         measure, view = folded.measure, self.layout.views[folded.measure.source]
         own = conjunction(view.where, None if measure.where is None else view.condition(measure.where))
         plain = view.where is None and measure.where is None
         wheres.append(None if plain else own)
         filters: list[exp.Expr] = []
         if not plain:
-            inner.append(exp.alias_(own, f"{name}_if"))
-            filters.append(fragment(f"e.{name}_if"))
+            filters.append(fragment(f"e.{row.named(own, f'{name}_if')}"))
         opening = "x.t0"
         if measure.after is not None:
             assert folded.only is not None
@@ -324,15 +336,14 @@ class Statements:
             filters.append(fragment("x.x = $x", x=folded.only))
             target = self.layout.needs[folded.only].source
             if target in view.source.links:
-                inner.append(exp.alias_(view.scalar(view.source.links[target]), f"{name}_link"))
-                filters.append(fragment(f"list_contains(x.ids, e.{name}_link)"))
-        if measure.column is not None:
-            inner.append(exp.alias_(view.number(measure.column), f"{name}_value"))
+                link = row.named(view.scalar(view.source.links[target]), f"{name}_link")
+                filters.append(fragment(f"list_contains(x.ids, e.{link})"))
+        value = "" if measure.column is None else row.named(view.number(measure.column), f"{name}_value")
         aggregate = {
             "count": "count(*)",
             "any": "count(*)",
-            "sum": f"sum(e.{name}_value)",
-            "mean": f"avg(e.{name}_value)",
+            "sum": f"sum(e.{value})",
+            "mean": f"avg(e.{value})",
             "first": "min(e.t)",
         }[measure.fold]
         if not filters:
