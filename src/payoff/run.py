@@ -655,5 +655,12 @@ def _digest(*parts: object) -> str:
 
 
 def _versions() -> dict[str, str]:
+    """What computed: packages by version, and this package by its own text too, since a version may be edited in place."""
+    digest = hashlib.sha256()
+    package = Path(__file__).parent
+    for path in sorted(package.rglob("*.py")):
+        digest.update(path.relative_to(package).as_posix().encode())
+        digest.update(path.read_bytes())
     names = ("duckdb", "sqlglot", "numpy", "scipy")
-    return {"python": platform.python_version(), "payoff": __version__, **{name: version(name) for name in names}}
+    own = {"python": platform.python_version(), "payoff": __version__, "payoff code": digest.hexdigest()[:12]}
+    return {**own, **{name: version(name) for name in names}}

@@ -40,7 +40,9 @@ class ArmsReader:
         """The statements in order, with what only the data can tell left as $parameters. Reads no rows."""
         self._load_text_files(run=False)
         self._layout.arrange()
-        steps = self.steps + [self._statements.profile(view) for view in self._layout.unique_views()]
+        steps = list(self.steps)
+        for view in self._layout.unique_views():
+            steps += [step for step in (self._statements.profile(view), self._statements.ids(view)) if step is not None]
         for exposure in self._layout.exposures:
             steps.append(self._statements.exposure(exposure))
         for entity in self._layout.entities():
@@ -138,38 +140,18 @@ class ArmsReader:
         return {e: int(found[f"ids_{e}"]) for e in entities}, int(found.get("times", 0))
 
     def _repeated(self, view: View) -> int | None:
-        """Rows whose declared id was seen before. Asked only where a repeat would change a number."""
-        entity = view.source.one_row_per
-        if entity is not None and view.unit_text(entity) is not None:
-            key = view.unit(entity)
-        elif view.source.id is not None and any(
-            m.source == view.name and m.fold in ("count", "sum", "mean")
-            for n in self._layout.needs
-            for metric in n.metrics
-            for m in metric.measures
-        ):
-            key = view.scalar(view.source.id)
-        else:
+        """Rows whose declared id was seen before; None where no figure depends on it."""
+        step = self._statements.ids(view)
+        if step is None:
             return None
-        query = sql("SELECT count($k) - count(DISTINCT $k) AS repeated FROM base", k=key, base=Query(view.rows()))
-        found = self._layout.catalog.engine.row(query, f"look for repeated ids in {view.name}", view.name)
-        self.steps.append(
-            Step(
-                f"ids of {view.name}",
-                view.relation.key,
-                "repeated ids would be counted twice",
-                tuple(sorted({c.name for c in key.find_all(exp.Column)})),
-                (),
-                query,
-            )
-        )
-        repeated = int(found["repeated"])
+        repeated = int(self._layout.catalog.engine.row(step.query, step.name, view.name)["repeated"])
+        self.steps.append(step)
+        entity = view.source.one_row_per
         if entity is not None and repeated:
-            text = view.unit_text(entity)
             raise DataError(
                 f"{repeated:,} rows repeat an id, though the source is declared one_row_per: {entity}",
                 source=view.name,
-                column=text,
+                column=view.unit_text(entity),
                 count=repeated,
             )
         return repeated

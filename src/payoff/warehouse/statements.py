@@ -93,6 +93,28 @@ class Statements:
             query,
         )
 
+    def ids(self, view: View) -> Step | None:
+        """A count of repeated ids, where a source declares them and a repeat would change a number; else None."""
+        entity = view.source.one_row_per
+        summed = tuple(
+            need.experiment
+            for need in self.layout.needs
+            if any(
+                m.source == view.name and m.fold in ("count", "sum", "mean") for x in need.metrics for m in x.measures
+            )
+        )
+        if entity is not None and view.unit_text(entity) is not None:
+            key = view.unit(entity)
+        elif view.source.id is not None and summed:
+            key = view.scalar(view.source.id)
+        else:
+            return None
+        query = sql("SELECT count($k) - count(DISTINCT $k) AS repeated FROM base", k=key, base=Query(view.rows()))
+        columns = tuple(sorted({c.name for c in key.find_all(exp.Column)}))
+        return Step(
+            f"ids of {view.name}", view.relation.key, "a repeated id would be counted twice", columns, (), query
+        )
+
     # ---------------------------------------------------------------- exposures
 
     def _exposure(self, exposure: Exposure) -> Query:
