@@ -13,7 +13,10 @@ from sqlglot import exp
 
 from payoff.errors import DataError
 from payoff.warehouse.needs import Anchor, ArmsNeed, Measure, MetricNeed
+from payoff.warehouse.query import fragment
 from payoff.warehouse.sources import Catalog, View
+
+_FIT_BIGINT = {"TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT", "UINTEGER"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +168,7 @@ class Layout:
         return [t for t in texts if t is not None]
 
     def _key_type(self, entity: str) -> str | None:
-        """The type units are joined on: their own where every source agrees, else text."""
+        """The type units are joined on: their own where every source agrees, BIGINT where all fit it, else text."""
         kinds = set()
         for exposure in self.exposures:
             if exposure.entity == entity and exposure.view.unit_text(entity) is not None:
@@ -173,11 +176,17 @@ class Layout:
         for scan in self.scans:
             if scan.entity == entity:
                 kinds.add(scan.view.type_of(scan.view.unit(entity)))
-        return None if len(kinds) <= 1 else "VARCHAR"
+        if len(kinds) <= 1:
+            return None
+        return "BIGINT" if kinds <= _FIT_BIGINT else "VARCHAR"
 
     def unit(self, view: View, entity: str) -> exp.Expr:
         kind = self._key_types.get(entity)
         unit = view.unit(entity)
+        if kind == "VARCHAR" and view.type_of(unit).startswith(("FLOAT", "DOUBLE", "DECIMAL")):
+            # whole numbers stored as fractions (pandas makes ids with gaps so): 7.0 is the unit '7'
+            whole = fragment("TRY_CAST(CASE WHEN $u = floor($u) THEN $u END AS HUGEINT)", u=exp.paren(unit))
+            return fragment("coalesce(CAST($w AS VARCHAR), CAST($u AS VARCHAR))", w=whole, u=exp.paren(unit))
         return unit if kind is None else exp.cast(unit, kind)
 
     def reach(self, scan: Scan) -> int | None:

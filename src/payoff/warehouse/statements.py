@@ -112,7 +112,7 @@ class Statements:
         query = sql("SELECT count($k) - count(DISTINCT $k) AS repeated FROM base", k=key, base=Query(view.rows()))
         columns = tuple(sorted({c.name for c in key.find_all(exp.Column)}))
         return Step(
-            f"ids of {view.name}", view.relation.key, "a repeated id would be counted twice", columns, (), query
+            f"ids of {view.name}", view.relation.key, "a repeated id would be counted twice", columns, summed, query
         )
 
     # ---------------------------------------------------------------- exposures
@@ -171,14 +171,17 @@ class Statements:
                 wide=Query(inner),
             )
         if view.source.one_row_per is not None:
+            kept: list[exp.Expr] = [column(name) for name in exposure.own.values()]
+            if exposure.with_ids:
+                kept.append(exp.alias_(fragment("[link_id]"), "ids"))
             return sql(
                 """
                 SELECT x, unit, t AS t0, arm AS lo, arm AS hi, 1 AS n,
-                       (t IS NULL)::INT AS no_time, (arm IS NULL)::INT AS no_arm, $own
+                       (t IS NULL)::INT AS no_time, (arm IS NULL)::INT AS no_arm, $kept
                 FROM rows
-                """.replace(", $own", ", $own" if own else ""),
+                """.replace(", $kept", ", $kept" if kept else ""),
                 rows=rows,
-                **({"own": [column(name) for name in exposure.own.values()]} if own else {}),
+                **({"kept": kept} if kept else {}),
             )
         extra = [fragment("array_agg(DISTINCT link_id)")] if exposure.with_ids else []
         return sql(
@@ -410,7 +413,10 @@ class Statements:
                 elif measure.fold != "mean":
                     value = fragment("coalesce(CAST($c AS DOUBLE), 0.0)", c=value)
                 if (metric.name, j) in caps:
-                    value = fragment("CASE WHEN $v > $cap THEN $cap ELSE $v END", v=value, cap=caps[metric.name, j])
+                    # NaN sorts above every number: it stays what it is, and is told of, like infinity
+                    value = fragment(
+                        "CASE WHEN $v > $cap AND isfinite($v) THEN $cap ELSE $v END", v=value, cap=caps[metric.name, j]
+                    )
                 raw.append(exp.alias_(value, names[j]))
             if metric.invalid is not None:
                 table, name = self.layout.table_of(x, metric.invalid)
