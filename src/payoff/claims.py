@@ -613,7 +613,7 @@ def _bind_count(
     if not se:
         notes.append("taken as exact")
     days = None if reference.period is None else reference.period / timedelta(days=1)
-    if days is not None and count.days_observed < days:
+    if isinstance(count, Volume) and days is not None and count.days_observed < days:
         notes.append(
             f"observed on {_rounded(count.days_observed)} of {_rounded(days)} days, and scaled up to all of them"
         )

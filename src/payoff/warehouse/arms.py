@@ -23,6 +23,9 @@ from payoff.warehouse.query import Query, fragment, sql
 from payoff.warehouse.sources import Catalog, View, to_us
 from payoff.warehouse.statements import Statements, Step, pairs
 
+_CALENDAR = (-62_135_596_800_000_000, 253_402_300_800_000_000)
+"""The years 1 to 9999 in microseconds since the epoch."""
+
 
 class ArmsReader:
     """Unites the needs of a run. ``plan`` shows the statements; ``fetch`` runs them, and ``steps`` lists what was run.
@@ -112,6 +115,14 @@ class ArmsReader:
         if view.where is not None and (null_times or any(nulls.values())):
             nulls, null_times = self._exact_nulls(view, list(nulls))
         first, last = found.get("first_us"), found.get("last_us")
+        timed = view.clock is not None and int(found["times"]) > 0
+        if timed and not all(us is not None and _CALENDAR[0] <= int(us) < _CALENDAR[1] for us in (first, last)):
+            raise DataError(
+                "holds times outside the calendar (infinity, or a year beyond 9999); leave them out with time:"
+                f' "CASE WHEN isfinite({view.source.time}) THEN {view.source.time} END" or mend them at the source',
+                source=view.name,
+                column=view.source.time,
+            )
         if view.clock is not None and view.source.through is not None:
             last = to_us(view.source.through, view.clock.zone)
         self._profiles[view.name] = SourceProfile(

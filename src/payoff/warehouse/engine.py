@@ -86,6 +86,10 @@ class DuckDBEngine:
                 self._connection.execute(f"ATTACH {literal.sql('duckdb')} AS {alias.sql('duckdb')} (READ_ONLY)")
             except duckdb.Error as error:
                 raise ConnectionFailed(f"connection '{name}': {path} cannot be opened: {_plain(error)}") from error
+        attached = [name for name, declared in connections.items() if declared.path is not None]
+        if len(attached) == 1:  # a view's unqualified names are looked up as in the database itself
+            alias = exp.to_identifier(catalog_of(attached[0]), quoted=True)
+            self._connection.execute(f"USE {alias.sql('duckdb')}")
         limit = settings.memory_limit if settings and settings.memory_limit else quarter_of_memory()
         options: dict[str, object] = {
             "memory_limit": limit.replace(" ", ""),

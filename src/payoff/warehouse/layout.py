@@ -95,7 +95,8 @@ class Layout:
 
     def _lay(self, x: int, need: ArmsNeed, exposure: Exposure, measure: Measure, anchors: set[str]) -> None:
         view = self.views[measure.source]
-        if view is exposure.view and view.source.one_row_per is not None:
+        alone = measure.after is None and measure.fold != "first"  # an anchor's time is found by a scan
+        if view is exposure.view and view.source.one_row_per is not None and alone:
             exposure.own.setdefault(measure, f"own_{self.exposures.index(exposure)}_{len(exposure.own)}")
             self._place[x, measure] = (None, exposure.own[measure])
             return

@@ -140,7 +140,9 @@ class Clock:
         return out
 
     def _stored(self, us: int) -> exp.Expr:
-        moment = datetime.fromtimestamp(us / 1e6, UTC).replace(microsecond=0)
+        first, last = datetime(1, 1, 2, tzinfo=UTC), datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)
+        seconds = min(max(us // 1_000_000, int(first.timestamp())), int(last.timestamp()))
+        moment = datetime.fromtimestamp(seconds, UTC)
         if self.kind == "DATE":
             return exp.cast(exp.Literal.string(moment.date().isoformat()), "DATE")
         return literal(moment if "ZONE" in self.kind else moment.replace(tzinfo=None))
@@ -355,12 +357,11 @@ class Catalog:
             return exp.select("*").from_(table), f"table {catalog}.{source.table}"
         assert source.sql is not None
         tree = select_only(source.sql).copy()
-        ctes = {cte.alias_or_name for cte in tree.find_all(exp.CTE)}
-        for node in tree.find_all(exp.Table):
+        for node in list(tree.find_all(exp.Table)):
             if node.args.get("catalog"):
                 if node.catalog in self._connections:
                     node.set("catalog", exp.to_identifier(catalog_of(node.catalog), quoted=True))
-            elif node.db or node.name not in ctes:
+            elif node.db or not _names_a_cte(node):
                 node.set("catalog", exp.to_identifier(catalog_of(catalog), quoted=True))
                 if not node.db:
                     node.set("db", exp.to_identifier("main", quoted=True))
@@ -392,9 +393,12 @@ class Catalog:
             relation = self._relations[key]
             if not relation.text_file:
                 continue
-            kept = tuple(c for c in relation.columns if c in set(names)) or (next(iter(relation.columns)),)
+            # other sources over the same file are counted from this table too (a claim's volume)
+            sharing = [v for v in self._views.values() if v.relation is relation]
+            needed = set(names).union(*(v.referenced([]) for v in sharing))
+            kept = tuple(c for c in relation.columns if c in needed) or (next(iter(relation.columns)),)
             table = f"loaded_{number}"
-            owner = next(v.name for v in self._views.values() if v.relation is relation)
+            owner = sharing[0].name
             select = Query(exp.select(*(column(c) for c in kept)).from_(relation.select.copy().subquery("text_file")))
             if run:
                 self.engine.keep(table, select, f"load {key}", owner)
@@ -417,6 +421,27 @@ class Catalog:
                 handle.seek(max(0, size - 65_536))
                 digest.update(handle.read())
         return digest.hexdigest()
+
+
+def _names_a_cte(table: exp.Table) -> bool:
+    """Is this the name of a WITH step in scope there? A step that is not recursive does not see itself, only earlier ones:
+    ``WITH orders AS (SELECT * FROM orders WHERE paid)`` reads the table."""
+    inner: exp.Expr = table
+    outer = table.parent
+    while outer is not None:
+        steps = outer.args.get("with_") if isinstance(outer, exp.Query | exp.DML) else None
+        if (
+            inner is not steps
+            and steps is not None
+            and table.name.lower() in {c.alias.lower() for c in steps.expressions}
+        ):
+            return True
+        if isinstance(outer, exp.With):
+            before = outer.expressions if outer.recursive else outer.expressions[: inner.index]
+            if table.name.lower() in {c.alias.lower() for c in before}:
+                return True
+        inner, outer = outer, outer.parent
+    return False
 
 
 def _starts_with_bracket(path: str) -> bool:

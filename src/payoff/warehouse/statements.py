@@ -74,15 +74,12 @@ class Statements:
                 exp.alias_(exp.Min(this=raw.copy()), "first"),
                 exp.alias_(exp.Max(this=raw.copy()), "last"),
             ]
-        inner = exp.select(*parts).from_(view.relation.select.copy().subquery("base"))
-        outer = exp.select("*").from_(inner.subquery("seen"))
+        inner = Query(exp.select(*parts).from_(view.relation.select.copy().subquery("base")))
+        query = inner
         if view.clock is not None:
-            outer = exp.select(
-                exp.Star(),
-                exp.alias_(view.clock.us_of(column("first")), "first_us"),
-                exp.alias_(view.clock.us_of(column("last")), "last_us"),
-            ).from_(inner.subquery("seen"))
-        query = Query(outer)
+            # the times themselves stay in the engine: Python has none before the year 1 or after 9999
+            spans = [exp.alias_(view.clock.us_of(column(end)), f"{end}_us") for end in ("first", "last")]
+            query = sql("SELECT * EXCLUDE (first, last), $spans FROM seen", spans=spans, seen=inner)
         columns = tuple(sorted({c.name for p in parts for c in p.find_all(exp.Column)}))
         return Step(
             f"look at {view.name}",

@@ -35,27 +35,34 @@ def rows_in(catalog: Catalog, source: str, period: timedelta) -> Counted:
     span_us = int(period.total_seconds() * 1_000_000)
     query = sql(
         """
-        SELECT count(*) AS days, sum(n) AS n, var_samp(n) AS var, min(first_us) AS first_us, max(last_us) AS last_us
+        SELECT count(*) AS days, sum(n) AS n, avg(n) AS per_day, var_samp(n) AS var, max(span_us) AS span_us
         FROM (
-          SELECT (t - edge) // 86400000000 AS day, count(*) AS n, min(t) AS first_us, max(t) AS last_us
-          FROM (SELECT $t AS t, max($t) OVER () AS edge FROM base) AS timed
+          SELECT (t - edge) // 86400000000 AS day, count(*) AS n, any_value(edge - began) AS span_us
+          FROM (SELECT t, edge, began FROM clocked, newest) AS timed
           WHERE t > edge - $span
           GROUP BY day
         ) AS days
-        """.replace("SELECT $t AS t, max($t) OVER () AS edge FROM base", "SELECT t, edge FROM clocked, newest"),
+        """,
         span=span_us,
         clocked=sql("SELECT $t AS t FROM base", t=view.clock.us, base=Query(view.rows())),
-        newest=sql("SELECT max(t) AS edge FROM clocked"),
+        newest=sql("SELECT max(t) AS edge, min(t) AS began FROM clocked"),
     )
     found = catalog.engine.row(query, f"count {source}", source)
-    n, first, last = found["n"], found["first_us"], found["last_us"]
-    if not n or first is None or last is None:
+    n, with_rows = found["n"], int(found["days"])
+    if not n:
         raise DataError("has no rows to count", source=source)
-    observed = max((int(last) - int(first)) / _DAY_US, 1.0)
     wanted = span_us / _DAY_US
-    scale = 1.0 if observed >= wanted - 1.0 else wanted / observed
-    days, variance = float(found["days"]), found["var"]
-    se = 0.0 if variance is None else scale * math.sqrt(float(variance) * days)
+    whole_day = 1.0 if view.clock.kind == "DATE" else 0.0  # the last date is a day observed, not a moment
+    # what began before the period was observed for all of it, however long ago its last rows are
+    observed = min(max(int(found["span_us"]) / _DAY_US + whole_day, 1.0), wanted)
+    scale = wanted / observed
+    days = max(math.ceil(observed), with_rows)
+    se, variance = 0.0, None
+    if days > 1:
+        # days without a row count too: the scatter of those with rows, merged with that of the zeros
+        scatter = float(found["var"] or 0.0) * (with_rows - 1)
+        variance = (scatter + float(found["per_day"]) ** 2 * with_rows * (days - with_rows) / days) / (days - 1)
+        se = scale * math.sqrt(variance * days)
     notes = []
     if scale > 1.0:
         notes.append(
@@ -71,9 +78,6 @@ def units_in(catalog: Catalog, source: str, entity: str, where: str | None, peri
     view = catalog.view(source)
     notes: list[str] = []
     base = view.rows() if where is None else view.rows().where(view.condition(where))
-    if view.unit_text(entity) is None:
-        found = catalog.engine.row(sql("SELECT count(*) AS n FROM base", base=Query(base)), f"count {entity}s", source)
-        return Counted(float(found["n"]), 0.0, 0.0, ("every row is a unit",))
     days = 0.0
     if period is not None:
         if view.clock is None:
@@ -94,6 +98,10 @@ def units_in(catalog: Catalog, source: str, entity: str, where: str | None, peri
                 f"{days:,.0f} of {span_us / _DAY_US:,.0f} days were observed; units are counted, not scaled up, because the same"
                 " ones return"
             )
-    query = sql("SELECT count(DISTINCT $unit) AS n FROM base", unit=view.unit(entity), base=Query(base))
+    if view.unit_text(entity) is None:
+        query = sql("SELECT count(*) AS n FROM base", base=Query(base))
+        notes.append("every row is a unit")
+    else:
+        query = sql("SELECT count(DISTINCT $unit) AS n FROM base", unit=view.unit(entity), base=Query(base))
     found = catalog.engine.row(query, f"count {entity}s", source)
     return Counted(float(found["n"]), 0.0, days, tuple(notes))

@@ -6,6 +6,7 @@ The method says what it needs (moments by arm), and answers from those alone. Al
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import combinations, product
 from typing import ClassVar
 
 import numpy as np
@@ -300,15 +301,19 @@ class ExperimentMethod:
 def _correlations(
     design: ExperimentDesign, data: ArmsData, readings: list[Reading], control: str, treatments: list[str]
 ) -> Mapping[tuple[tuple[str, str], tuple[str, str]], float]:
-    """Correlation of the sampling errors of pairs of differences, for the pairs that a claim prices together."""
+    """Correlation of the sampling errors of pairs of differences: of arms, and of the metrics that a claim prices together."""
     by_name = {r.use.name: r for r in readings}
     out: dict[tuple[tuple[str, str], tuple[str, str]], float] = {}
+    for r in readings:  # arms share their control, and with it its error
+        for arm, other in combinations(treatments, 2):
+            share = r.levels[control].se ** 2 / (r.differences[arm].se * r.differences[other].se)
+            out[(r.use.name, f"{arm} vs {control}"), (r.use.name, f"{other} vs {control}")] = share
     for (a, b), joint in data.crosses.items():
         if a not in by_name or b not in by_name:
             continue
-        for arm in treatments:
-            shared = [(by_name[a].levels[x], by_name[b].levels[x], joint[x]) for x in (arm, control)]
-            value = compare.difference_correlation(by_name[a].differences[arm], by_name[b].differences[arm], shared)
-            contrast = f"{arm} vs {control}"
-            out[(a, contrast), (b, contrast)] = value
+        for arm, other in product(treatments, repeat=2):
+            same = (arm, control) if arm == other else (control,)
+            shared = [(by_name[a].levels[x], by_name[b].levels[x], joint[x]) for x in same]
+            value = compare.difference_correlation(by_name[a].differences[arm], by_name[b].differences[other], shared)
+            out[(a, f"{arm} vs {control}"), (b, f"{other} vs {control}")] = value
     return out
