@@ -110,7 +110,8 @@ def test_money_without_a_source_lowers_the_grade_until_it_has_one(tmp_path: Path
     money.write_text(text)
     full = claim()
     assert full["grade"] == "A", full["grade_reasons"]
-    assert full["net"] == bare["net"], "who vouches for a value changes its grade, not its amount"
+    for end in ("value", "low", "high"):  # who vouches for a value changes its grade, not its amount
+        assert full["net"][end] == pytest.approx(bare["net"][end], rel=1e-9)
 
 
 def test_nothing_is_ever_overwritten(tmp_path: Path) -> None:

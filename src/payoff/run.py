@@ -23,7 +23,7 @@ import numpy as np
 
 from payoff import __version__, registry
 from payoff import claims as pricing
-from payoff.errors import DefinitionError, Problem, UsageError, did_you_mean
+from payoff.errors import DataError, DefinitionError, Problem, UsageError, did_you_mean
 from payoff.ledger import ABSENT, SECTIONS, ChainReport, Difference, Ledger, StoredRun, compare, context_changes
 from payoff.methods.experiment import ExperimentDesign, MetricUse
 from payoff.result import Provenance, Refusal, Result
@@ -44,6 +44,10 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 DEFAULT_SEED = 1
+
+_Counts = tuple[
+    Mapping[tuple[str, timedelta], pricing.Volume], Mapping[tuple[str, timedelta | None], pricing.Population]
+]
 
 
 class MissingColumns(DefinitionError):
@@ -465,8 +469,7 @@ class Project:
         plan: tuple[Step, ...] = ()
         fingerprints: dict[str, str] = {}
         as_of: list[int] = []
-        volumes: dict[tuple[str, timedelta], pricing.Volume] = {}
-        per_claim: dict[str, dict[tuple[str, timedelta | None], pricing.Population]] = {}
+        counts: dict[str, _Counts | Refusal] = {}
         versions = _versions()
         if designs:
             method = registry.method("experiment")
@@ -498,42 +501,26 @@ class Project:
                         )
                         outcome = replace(outcome, provenance=provenance)
                     outcomes[design.name] = outcome
-                by_name = {d.name: d for d in designs}
-                for claim in claim_names:
-                    wanted = amounts.parse(spec.claims[claim].amount)
-                    for source, period in wanted.volumes:
-                        if (source, period) not in volumes:
-                            counted = rows_in(catalog, source, period)
-                            volumes[source, period] = pricing.Volume(
-                                counted.value, counted.se, counted.days, counted.notes
-                            )
-                    for entity, span in wanted.populations:
-                        evidence = next(
-                            (by_name[e] for e in spec.claims[claim].evidence if by_name[e].entity == entity), None
-                        )
-                        if evidence is None:
-                            continue
-                        assignment = evidence.experiment.assignment
-                        where = assignment.where if assignment.source is not None else None
-                        counted = units_in(catalog, evidence.source, entity, where, span)
-                        people = pricing.Population(counted.value, counted.days, counted.notes)
-                        per_claim.setdefault(claim, {})[entity, span] = people
+                counts = {claim: self._count(catalog, claim, designs) for claim in claim_names}
         priced: list[pricing.ClaimResult] = []
         refusals = [o for o in outcomes.values() if isinstance(o, Refusal)]
         for claim in claim_names:
-            populations = per_claim.get(claim, {})
-            answer = pricing.price(
-                f"claims.{claim}",
-                spec.claims[claim],
-                outcomes,
-                spec.values,
-                volumes,
-                populations,
-                spec.currency,
-                today,
-                seed,
-                alpha=spec.defaults.alpha,
-            )
+            counted = counts.get(claim, ({}, {}))
+            answer: pricing.ClaimResult | Refusal
+            if isinstance(counted, Refusal):
+                answer = counted
+            else:
+                answer = pricing.price(
+                    f"claims.{claim}",
+                    spec.claims[claim],
+                    outcomes,
+                    spec.values,
+                    *counted,
+                    spec.currency,
+                    today,
+                    seed,
+                    alpha=spec.defaults.alpha,
+                )
             if isinstance(answer, Refusal):
                 refusals.append(answer)
             else:
@@ -566,6 +553,27 @@ class Project:
     def doctor(self, progress: Progress | None = None) -> list[Finding]:
         """A look at every source: reachable, populated, keyed, timed, unrepeated."""
         return examine(lambda name: self.catalog([name], progress), self.loaded.sources())
+
+    def _count(self, catalog: Catalog, claim: str, designs: Sequence[ExperimentDesign]) -> _Counts | Refusal:
+        """The volumes and populations of a claim's amount; a refusal where the data cannot tell one."""
+        declared = self.loaded.spec.claims[claim]
+        wanted = amounts.parse(declared.amount)
+        volumes: dict[tuple[str, timedelta], pricing.Volume] = {}
+        populations: dict[tuple[str, timedelta | None], pricing.Population] = {}
+        try:
+            for source, period in wanted.volumes:
+                rows = rows_in(catalog, source, period)
+                volumes[source, period] = pricing.Volume(rows.value, rows.se, rows.days, rows.notes)
+            for entity, span in wanted.populations:
+                found = [d for d in designs if d.name in declared.evidence and d.entity == entity]
+                if found:
+                    assignment = found[0].experiment.assignment
+                    where = assignment.where if assignment.source is not None else None
+                    units = units_in(catalog, found[0].source, entity, where, span)
+                    populations[entity, span] = pricing.Population(units.value, units.days, units.notes)
+        except DataError as error:
+            return Refusal(f"claims.{claim}", str(error), "Mend the source, or write the amount without this count.")
+        return volumes, populations
 
     # ---------------------------------------------------------------- what is kept
 

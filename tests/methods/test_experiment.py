@@ -361,3 +361,55 @@ def test_hostile_names_and_values_stay_data(tmp_path: Path) -> None:
     )
     result = only_result(make_project(tmp_path, definitions, "SELECT 1"))
     assert {a.arm for a in result.arms} == {"new", "old'; DROP TABLE events; --"}
+
+
+def test_a_source_that_ends_early_is_named(tmp_path: Path) -> None:
+    late = (
+        "CREATE TABLE visits AS SELECT visitor_id, decided_at + INTERVAL 30 DAY AS t FROM decisions;"
+        "DELETE FROM events WHERE t > TIMESTAMP '2026-03-02'"
+    )
+    definitions = DECISIONS.replace(
+        "    metrics:\n",
+        "      visits:    {table: visits, time: t, entity: {visitor: visitor_id}}\n    metrics:\n      visited: {kind: count, from: visits}\n",
+    ).replace("secondary: [revenue, clicks]", "secondary: [revenue, clicks, visited]")
+    found = check(only_result(decisions_project(tmp_path / "a", late, definitions)), "freshness")
+    assert found.status == "warn"
+    assert "'events' ends" in found.detail
+    assert check(only_result(decisions_project(tmp_path / "b")), "freshness").status == "pass"
+
+
+def test_dates_beside_times_are_named(tmp_path: Path) -> None:
+    result = only_result(decisions_project(tmp_path, "ALTER TABLE events ALTER t TYPE DATE"))
+    assert check(result, "dates").status == "warn"
+    assert "events" in check(result, "dates").detail
+
+
+def test_one_arm_without_a_figure_leaves_the_others(tmp_path: Path) -> None:
+    third = """
+        INSERT INTO decisions SELECT 'w' || i, TIMESTAMP '2026-03-02', 'third' FROM range(200) AS r(i);
+        INSERT INTO events SELECT 'w' || i, TIMESTAMP '2026-03-03', 'click', 0 FROM range(200) AS r(i)
+    """
+    result = only_result(
+        decisions_project(
+            tmp_path, third, DECISIONS.replace("control: old}", "control: old, split: {old: 1, new: 1, third: 1}}")
+        )
+    )
+    assert {(e.metric, e.contrast) for e in result.estimates} == {
+        ("bought", "new vs old"),
+        ("revenue", "new vs old"),
+        ("clicks", "new vs old"),
+    }
+    assert len(result.refusals) == 3
+    assert all("arm 'third'" in r.reason for r in result.refusals)
+
+
+def test_a_count_that_the_data_cannot_give_refuses_its_claim_alone(tmp_path: Path) -> None:
+    claim = """
+    claims:
+      worth: {statement: s, evidence: [ranking], amount: "effect(revenue) * volume(none, 365d)"}
+    """
+    definitions = DECISIONS.replace("    metrics:\n", "      none:      {table: none, time: t}\n    metrics:\n") + claim
+    run = decisions_project(tmp_path, "CREATE TABLE none (t TIMESTAMP)", definitions).run(record=False)
+    assert [r.name for r in run.results] == ["experiments.ranking"]
+    assert [(r.name, r.reason) for r in run.refusals] == [("claims.worth", "source 'none': has no rows to count")]
+    assert run.exit_code == 1

@@ -113,7 +113,7 @@ class ArmsReader:
         nulls = {k.removeprefix("ids_"): rows - int(v) for k, v in found.items() if k.startswith("ids_")}
         null_times = rows - int(found["times"]) if view.clock is not None else 0
         if view.where is not None and (null_times or any(nulls.values())):
-            nulls, null_times = self._exact_nulls(view, list(nulls))
+            rows, nulls, null_times = self._exact_nulls(view, list(nulls))
         first, last = found.get("first_us"), found.get("last_us")
         timed = view.clock is not None and int(found["times"]) > 0
         if timed and not all(us is not None and _CALENDAR[0] <= int(us) < _CALENDAR[1] for us in (first, last)):
@@ -135,10 +135,13 @@ class ArmsReader:
             repeated_ids=self._repeated(view),
             id_column=view.source.id,
             fingerprint=self._layout.catalog.fingerprint(view.relation),
+            clock=None if view.clock is None else view.clock.kind,
+            declared_through=view.source.through is not None,
         )
 
-    def _exact_nulls(self, view: View, entities: list[str]) -> tuple[dict[str, int], int]:
-        parts = [
+    def _exact_nulls(self, view: View, entities: list[str]) -> tuple[int, dict[str, int], int]:
+        parts: list[exp.Expr] = [exp.alias_(fragment("count(*)"), "n")]
+        parts += [
             exp.alias_(fragment("count(*) FILTER (WHERE $u IS NULL)", u=view.unit(e)), f"ids_{e}") for e in entities
         ]
         if view.clock is not None:
@@ -148,7 +151,7 @@ class ArmsReader:
             f"count NULLs of {view.name}",
             view.name,
         )
-        return {e: int(found[f"ids_{e}"]) for e in entities}, int(found.get("times", 0))
+        return int(found["n"]), {e: int(found[f"ids_{e}"]) for e in entities}, int(found.get("times", 0))
 
     def _repeated(self, view: View) -> int | None:
         """Rows whose declared id was seen before; None where no figure depends on it."""

@@ -142,7 +142,10 @@ class ArmsData:
 
 @dataclass(frozen=True, slots=True)
 class SourceProfile:
-    """What a first look at a source told: rows, NULL ids and times by column, the span of its clock, repeated ids."""
+    """What a first look at a source told: rows, NULL ids and times by column, the span of its clock, repeated ids.
+
+    ``clock`` is the type of the time column; ``declared_through``: the span's end is the source's own ``through``.
+    """
 
     name: str
     rows: int
@@ -153,3 +156,5 @@ class SourceProfile:
     repeated_ids: int | None
     id_column: str | None
     fingerprint: str
+    clock: str | None = None
+    declared_through: bool = False

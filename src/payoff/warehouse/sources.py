@@ -358,7 +358,11 @@ class Catalog:
         assert source.sql is not None
         tree = select_only(source.sql).copy()
         for node in list(tree.find_all(exp.Table)):
-            if node.args.get("catalog"):
+            if node.db in self._connections and not node.args.get("catalog"):
+                # another connection's table, as CONNECTION.TABLE
+                node.set("catalog", exp.to_identifier(catalog_of(node.db), quoted=True))
+                node.set("db", exp.to_identifier("main", quoted=True))
+            elif node.args.get("catalog"):
                 if node.catalog in self._connections:
                     node.set("catalog", exp.to_identifier(catalog_of(node.catalog), quoted=True))
             elif node.db or not _names_a_cte(node):

@@ -51,6 +51,8 @@ class ExperimentMethod:
         "repeated_ids",
         "out_of_range",
         "clock",
+        "dates",
+        "freshness",
         "trusted_primary",
     )
 
@@ -83,17 +85,16 @@ class ExperimentMethod:
         readings: list[Reading] = []
         refusals: list[Refusal] = []
         for use in design.metrics:
-            found = self._read(design, data, use, control, treatments)
-            if isinstance(found, Refusal):
-                refusals.append(found)
-            else:
-                readings.append(found)
+            reading, refused = self._read(design, data, use, control, treatments)
+            refusals += refused
+            if reading is not None:
+                readings.append(reading)
         if not readings:
             reasons = "; ".join(f"{r.name.rsplit('.', 1)[1]}: {r.reason}" for r in refusals)
             return Refusal(name, f"no metric can be read: {reasons}", refusals[0].remedy)
-        estimates, arms, no_lift = self._figures(design, data, readings, control, treatments)
-        checks = run_checks(design, data, readings, control, treatments)
-        read = tuple(self._judge(design, r, arm, control) for r in readings for arm in treatments)
+        estimates, arms, no_lift = self._figures(design, readings, control)
+        checks = run_checks(design, data, readings, control)
+        read = tuple(self._judge(design, r, arm, control) for r in readings for arm in r.differences)
         failed = [c for c in checks if c.status == "fail"]
         verdict = verdict_of(read, failed)
         target = design.experiment.target
@@ -102,7 +103,7 @@ class ExperimentMethod:
             reached = [
                 improvement(r, arm, design.level)[0] > target
                 for r in readings
-                for arm in treatments
+                for arm in r.differences
                 if (r.use.name, f"{arm} vs {control}") in leading
             ]
             verdict = "above target" if any(reached) else verdict
@@ -135,7 +136,7 @@ class ExperimentMethod:
             owner=design.experiment.owner,
             left_out={reason: n for reason, n in left_out.items() if n},
             refusals=tuple(refusals),
-            correlations=_correlations(design, data, readings, control, treatments),
+            correlations=_correlations(data, readings, control),
         )
 
     def _refuse_whole(self, name: str, design: ExperimentDesign, data: ArmsData, control: str) -> Refusal | None:
@@ -182,63 +183,44 @@ class ExperimentMethod:
 
     def _read(
         self, design: ExperimentDesign, data: ArmsData, use: MetricUse, control: str, treatments: list[str]
-    ) -> Reading | Refusal:
+    ) -> tuple[Reading | None, list[Refusal]]:
+        """The metric's figures for the arms that have them, and why the others do not."""
         name = f"experiments.{design.name}.{use.name}"
-        numbers = data.metrics[use.name]
-        ratio, scale = is_ratio(use.metric), 100.0 if use.metric.kind == "nps" else 1.0
-        out = Reading(use, unit_of(use.metric, design.currency, design.entity))
-        for position, cap in enumerate(numbers.caps):
+        for position, cap in enumerate(data.metrics[use.name].caps):
             if cap is not None and cap <= 0:
-                part = ("numerator", "denominator")[position] if ratio else "values"
-                return Refusal(
-                    name,
-                    f"the cap's percentile of the pooled {part} is {cap:g}, which would cap every unit to it",
-                    "cap at a percentile of the units that have any: cap: {percentile: 99, of: nonzero}",
-                )
+                part = ("numerator", "denominator")[position] if is_ratio(use.metric) else "values"
+                return None, [
+                    Refusal(
+                        name,
+                        f"the cap's percentile of the pooled {part} is {cap:g}, which would cap every unit to it",
+                        "cap at a percentile of the units that have any: cap: {percentile: 99, of: nonzero}",
+                    )
+                ]
+        out = Reading(use, unit_of(use.metric, design.currency, design.entity))
+        refused: list[Refusal] = []
         for arm in [control, *treatments]:
-            m = numbers.moments.get(arm)
-            if numbers.eligible.get(arm, 0) == 0:
-                as_of = "" if data.as_of_us is None else f" (the data goes to {from_us(data.as_of_us)})"
-                return Refusal(
-                    name,
-                    f"the window of {span(use)} is not yet over for any unit of arm '{arm}'{as_of}",
-                    "wait until the first windows have closed, or declare a shorter window; if the data is complete to a"
-                    " later time than its last row, say so on the source: through: TIME",
-                )
-            assert m is not None
-            if m.n == 0:
-                return Refusal(
-                    name,
-                    f"no unit of arm '{arm}' has a value",
-                    f"check {origin(use.metric)} and its where; units without a row are left out of this kind of metric",
-                )
-            if m.n < design.min_cell:
-                return Refusal(
-                    name,
-                    f"arm '{arm}' has fewer than {design.min_cell} units with a value, the smallest group this project shows",
-                    "wait for more units",
-                )
-            try:
-                out.levels[arm] = compare.ratio_level(m, scale) if ratio else compare.mean_level(m, scale)
-            except ValueError as error:
-                return Refusal(name, f"arm '{arm}': {error}", remedy(m))
-        for arm in treatments:
-            out.differences[arm] = compare.difference(out.levels[arm], out.levels[control])
-        return out
+            level = _level(name, design, data, use, arm)
+            if isinstance(level, Refusal):
+                refused.append(level)
+                if arm == control:
+                    break
+            else:
+                out.levels[arm] = level
+                if arm != control:
+                    out.differences[arm] = compare.difference(level, out.levels[control])
+        return (out if out.differences else None), refused
 
     def _figures(
-        self, design: ExperimentDesign, data: ArmsData, readings: list[Reading], control: str, treatments: list[str]
+        self, design: ExperimentDesign, readings: list[Reading], control: str
     ) -> tuple[list[Estimate], list[Arm], list[Assumption]]:
         estimates: list[Estimate] = []
         arms: list[Arm] = []
         no_lift: list[Assumption] = []
         for r in readings:
-            for arm in [control, *treatments]:
-                level = r.levels[arm]
+            for arm, level in r.levels.items():
                 low, high = level.interval(design.level)
                 arms.append(Arm(arm, r.use.name, level.n, level.value, low, high, r.unit))
-            for arm in treatments:
-                gap = r.differences[arm]
+            for arm, gap in r.differences.items():
                 common = {
                     "metric": r.use.name,
                     "contrast": f"{arm} vs {control}",
@@ -298,20 +280,51 @@ class ExperimentMethod:
         )
 
 
+def _level(name: str, design: ExperimentDesign, data: ArmsData, use: MetricUse, arm: str) -> compare.Level | Refusal:
+    """The metric's level in one arm, or why there is none."""
+    numbers = data.metrics[use.name]
+    m = numbers.moments.get(arm)
+    if m is None or numbers.eligible.get(arm, 0) == 0:
+        as_of = "" if data.as_of_us is None else f" (the data goes to {from_us(data.as_of_us)})"
+        return Refusal(
+            name,
+            f"the window of {span(use)} is not yet over for any unit of arm '{arm}'{as_of}",
+            "wait until the first windows have closed, or declare a shorter window; if the data is complete to a"
+            " later time than its last row, say so on the source: through: TIME",
+        )
+    if m.n == 0:
+        return Refusal(
+            name,
+            f"no unit of arm '{arm}' has a value",
+            f"check {origin(use.metric)} and its where; units without a row are left out of this kind of metric",
+        )
+    if m.n < design.min_cell:
+        return Refusal(
+            name,
+            f"arm '{arm}' has fewer than {design.min_cell} units with a value, the smallest group this project shows",
+            "wait for more units",
+        )
+    scale = 100.0 if use.metric.kind == "nps" else 1.0
+    try:
+        return compare.ratio_level(m, scale) if is_ratio(use.metric) else compare.mean_level(m, scale)
+    except ValueError as error:
+        return Refusal(name, f"arm '{arm}': {error}", remedy(m))
+
+
 def _correlations(
-    design: ExperimentDesign, data: ArmsData, readings: list[Reading], control: str, treatments: list[str]
+    data: ArmsData, readings: list[Reading], control: str
 ) -> Mapping[tuple[tuple[str, str], tuple[str, str]], float]:
     """Correlation of the sampling errors of pairs of differences: of arms, and of the metrics that a claim prices together."""
     by_name = {r.use.name: r for r in readings}
     out: dict[tuple[tuple[str, str], tuple[str, str]], float] = {}
     for r in readings:  # arms share their control, and with it its error
-        for arm, other in combinations(treatments, 2):
+        for arm, other in combinations(r.differences, 2):
             share = r.levels[control].se ** 2 / (r.differences[arm].se * r.differences[other].se)
             out[(r.use.name, f"{arm} vs {control}"), (r.use.name, f"{other} vs {control}")] = share
     for (a, b), joint in data.crosses.items():
         if a not in by_name or b not in by_name:
             continue
-        for arm, other in product(treatments, repeat=2):
+        for arm, other in product(by_name[a].differences, by_name[b].differences):
             same = (arm, control) if arm == other else (control,)
             shared = [(by_name[a].levels[x], by_name[b].levels[x], joint[x]) for x in same]
             value = compare.difference_correlation(by_name[a].differences[arm], by_name[b].differences[other], shared)

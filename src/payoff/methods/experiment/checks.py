@@ -9,6 +9,7 @@ from payoff.methods.experiment.design import ExperimentDesign, MetricUse, Readin
 from payoff.result import Check
 from payoff.spec import nouns
 from payoff.stats import compare
+from payoff.warehouse.measures import metric_need
 from payoff.warehouse.needs import ArmsData, MetricMoments
 from payoff.warehouse.sources import from_us, to_us
 
@@ -19,14 +20,13 @@ _DAY_US = 86_400_000_000
 _UNREAD_OPENS = re.compile(r"(^|_)opens?(_|$)", re.IGNORECASE)
 
 
-def run_checks(
-    design: ExperimentDesign, data: ArmsData, readings: list[Reading], control: str, treatments: list[str]
-) -> list[Check]:
+def run_checks(design: ExperimentDesign, data: ArmsData, readings: list[Reading], control: str) -> list[Check]:
     return [
         _srm(design, data),
         *_row_checks(design, data),
-        *_plan_checks(design, data, readings, control, treatments),
-        *_value_checks(design, data, readings, control, treatments),
+        _freshness_check(design, data, readings),
+        *_plan_checks(design, data, readings, control),
+        *_value_checks(data, readings, control),
         *_trust_checks(readings),
     ]
 
@@ -124,7 +124,7 @@ def _row_checks(design: ExperimentDesign, data: ArmsData) -> list[Check]:
             else "no source declares an id: COLUMN to look for repeats in"
         )
         out.append(Check("repeated_ids", "pass" if looked else "not-run", 0.0 if looked else None, detail))
-    out.append(_clock_check(design, data))
+    out += [_clock_check(design, data), _dates_check(design, data)]
     return out
 
 
@@ -145,6 +145,47 @@ def _clock_check(design: ExperimentDesign, data: ArmsData) -> Check:
     return Check("clock", "pass", 0.0, "no source goes beyond today")
 
 
+def _freshness_check(design: ExperimentDesign, data: ArmsData, readings: list[Reading]) -> Check:
+    """Does a source end long before the last windows that are counted as closed? Then it may have been loaded late."""
+    if data.as_of_us is None or data.last_us is None:
+        return Check("freshness", "not-run", None, "there is no clock to look at")
+    stale: dict[str, float] = {}
+    for r in readings:
+        need = metric_need(r.use.name, r.use.metric, r.use.window, design.default_window)
+        for measure in need.measures:
+            profile, horizon = data.sources[measure.source], measure.horizon_us
+            if profile.last_us is None or profile.declared_through or horizon is None:
+                continue
+            gap = min(data.as_of_us, data.last_us + horizon) - profile.last_us
+            if gap > max(horizon / 2, _DAY_US):
+                stale[profile.name] = max(stale.get(profile.name, 0.0), gap / _DAY_US)
+    if not stale:
+        return Check("freshness", "pass", 0.0, "every source goes on to the end of the windows that are counted")
+    listed = ", ".join(f"'{name}' ends {days:,.1f} days before" for name, days in stale.items())
+    return Check(
+        "freshness",
+        "warn",
+        max(stale.values()),
+        f"{listed} the last windows that are counted as closed: nothing may have happened, or the rows were loaded late and these"
+        " units look worse than they are. Say up to when it is complete: through: TIME",
+    )
+
+
+def _dates_check(design: ExperimentDesign, data: ArmsData) -> Check:
+    """A date is midnight: what happened later on the day of exposure then lies before it."""
+    exposed = data.sources[design.source].clock
+    dated = [p.name for p in data.sources.values() if p.clock == "DATE" and p.name != design.source]
+    if exposed in (None, "DATE") or not dated:
+        return Check("dates", "pass", 0.0, "no source is dated by the day where exposures have times")
+    return Check(
+        "dates",
+        "warn",
+        float(len(dated)),
+        f"{', '.join(dated)}: rows have a date and no time, and exposures have times; a row on the day of exposure counts as before"
+        ' it and is left out. Give times, or make exposures dates too: time: "CAST(... AS DATE)"',
+    )
+
+
 def _null_check(check: str, source: str, column: str, n: int, rows: int, what: str) -> Check:
     if n == 0:
         article = "a" if what == "time" else "an"
@@ -158,9 +199,7 @@ def _null_check(check: str, source: str, column: str, n: int, rows: int, what: s
     )
 
 
-def _plan_checks(
-    design: ExperimentDesign, data: ArmsData, readings: list[Reading], control: str, treatments: list[str]
-) -> list[Check]:
+def _plan_checks(design: ExperimentDesign, data: ArmsData, readings: list[Reading], control: str) -> list[Check]:
     out: list[Check] = []
     open_units = {r.use.name: sum(data.metrics[r.use.name].ineligible.values()) for r in readings}
     total = sum(data.exposed.values())
@@ -214,7 +253,7 @@ def _plan_checks(
     if stop is None or stop.mde is None or primary is None:
         out.append(Check("planned_size", "not-run", None, "no smallest effect worth finding (stop.mde) was registered"))
         return out
-    for arm in treatments:
+    for arm in primary.differences:
         t, c = primary.levels[arm], primary.levels[control]
         achieved = compare.minimum_detectable_effect(
             t.unit_variance, t.n, c.unit_variance, c.n, level=design.level, power_wanted=stop.power
@@ -242,13 +281,11 @@ def _plan_checks(
     return out
 
 
-def _value_checks(
-    design: ExperimentDesign, data: ArmsData, readings: list[Reading], control: str, treatments: list[str]
-) -> list[Check]:
+def _value_checks(data: ArmsData, readings: list[Reading], control: str) -> list[Check]:
     out: list[Check] = []
     for r in readings:
         numbers: MetricMoments = data.metrics[r.use.name]
-        having = {arm: numbers.moments[arm].n for arm in [control, *treatments]}
+        having = {arm: numbers.moments[arm].n for arm in r.levels}
         eligible = {arm: numbers.eligible[arm] for arm in having}
         # a ratio of sums stays a fair comparison when fewer units take part; an average over those who do does not
         if having == eligible or r.use.metric.kind in ("ratio", "rate"):
@@ -282,7 +319,7 @@ def _value_checks(
     for r in readings:
         if r.use.metric.kind == "nps":  # the rule is for metrics that are never below zero
             continue
-        for arm in treatments:
+        for arm in r.differences:
             pair, names = (r.levels[arm], r.levels[control]), (arm, control)
             doubt = compare.normal_approximation_doubtful(*pair, names=names)
             lift = doubt or compare.normal_approximation_doubtful(*pair, relative=True, names=names)
