@@ -21,7 +21,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from payoff import __version__
-from payoff.cli import app
+from payoff.cli import _emit, app
 from payoff.run import Project
 from tests.builders import write_project
 
@@ -443,6 +443,52 @@ def test_a_reader_that_has_seen_enough_is_no_error(ran: Path) -> None:
     finally:
         os.close(write)
     assert (run.returncode, run.stderr) == (141, "")
+
+
+@pytest.mark.parametrize("verb", [["run", *TODAY], ["run", "--json", *TODAY], ["verify"], ["check"]])
+def test_a_reader_that_leaves_at_once(verb: list[str], ran: Path) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    try:
+        command = [sys.executable, "-m", "payoff", *verb, "-p", str(ran)]
+        run = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, check=False)
+    finally:
+        os.close(write)
+    assert (run.returncode, run.stderr) == (141, "")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+@pytest.mark.parametrize("verb", [["--help"], ["run", *TODAY], ["run", "--json", *TODAY], ["check"], ["schema"]])
+def test_a_full_disk_behind_stdout_is_told(verb: list[str], ran: Path) -> None:
+    place = [] if verb in (["--help"], ["schema"]) else ["-p", str(ran)]
+    with open("/dev/full", "w", encoding="utf-8") as full:
+        command = [sys.executable, "-m", "payoff", *verb, *place]
+        run = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert (run.returncode, run.stderr) == (3, "error: the output could not be written: No space left on device\n")
+
+
+def test_a_closed_stdout_is_nobody_listening(ran: Path) -> None:
+    command = [
+        sys.executable,
+        "-c",
+        "import os, sys; os.close(1); os.execv(sys.executable, [sys.executable, *sys.argv[1:]])",
+    ]
+    run = subprocess.run([*command, "-m", "payoff", "check", "-p", str(ran)], stderr=subprocess.PIPE, check=False)
+    assert (run.returncode, run.stderr) == (0, b"")
+
+
+def test_a_run_is_not_made_for_an_out_that_is_a_folder(shop: Path, tmp_path: Path) -> None:
+    assert "is a folder; name a file in it" in call("run", "-p", shop, "--out", tmp_path, code=2).stderr
+    assert not (shop / ".payoff").exists()
+
+
+def test_json_on_a_terminal_drives_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    names = {"arm": "a\x9b2J\u202eb\u2028c\u2066", "name": "caf\u00e9"}
+    _emit(names)
+    text = capsys.readouterr().out
+    assert not set(text) & set("\x9b\u202e\u2028\u2066")
+    assert "caf\u00e9" in text
+    assert json.loads(text) == names
 
 
 # ---------------------------------------------------------------- terminals

@@ -60,6 +60,17 @@ def test_what_was_typed_keeps_its_digits() -> None:
     assert formats.rounded(452.0, unit("days")) == "14.9 months"
 
 
+def test_a_number_beside_another_is_as_precise_and_on_its_own_side_of_zero() -> None:
+    yearly = unit("USD/year")
+    written = [formats.alike(x, -32_912, 31_685, yearly) for x in (-860.0, -300.0, 20.0, -1780.0)]
+    assert written == [f"{MINUS}$1,000 a year", f"{MINUS}$300 a year", "$20 a year", f"{MINUS}$2,000 a year"]
+    assert formats.alike(1234.5, 7.0, 7.0, unit("USD")) == "$1,230"
+
+
+def test_a_minus_stays_with_its_amount() -> None:
+    assert formats.unbroken(f"{MINUS}$5 to {MINUS}5 pp") == f"{MINUS}\u2060$5 to {MINUS}5 pp"
+
+
 def test_an_axis_has_short_numbers() -> None:
     assert [formats.axis(x, 4e6, unit("USD")) for x in (-1e6, 0, 2.5e6)] == [f"{MINUS}$1M", "0", "$2.5M"]
 

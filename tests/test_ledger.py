@@ -1008,6 +1008,8 @@ def test_an_empty_file_becomes_a_ledger(tmp_path: Path) -> None:
 def test_places_that_are_not_there(tmp_path: Path) -> None:
     _failure(lambda: Ledger.open(tmp_path / "no" / "ledger.db"), "there is no folder .*no; make it first")
     _failure(lambda: Ledger.open(tmp_path), "is a folder; give the path of a file")
+    _failure(lambda: Ledger.open(tmp_path, read_only=True), "is a folder; give the path of a file")
+    _failure(lambda: Ledger.open("/dev/null", read_only=True), "is not a file")
     _failure(lambda: Ledger.open(tmp_path / "no" / ".payoff" / "ledger.db"), "No such file or directory")
     assert list(tmp_path.iterdir()) == []
 

@@ -6,6 +6,7 @@ stderr, and only to a terminal; what went wrong goes to stderr, and with ``--jso
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     Tell = Callable[[str, float | None], None]
 
 INTERNAL, INTERRUPTED, BROKEN_PIPE = 4, 130, 141
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 REPORTS = "reports"
 DEMO_MARK = ".payoff-demo"
 
@@ -76,6 +78,12 @@ class _Verbs(TyperGroup):
             where = getattr(getattr(error, "ctx", None), "command_path", "payoff")
             hint = f"\nTry '{where} --help' for help."
             code = _fail(asked, UsageError(error.format_message()), after=hint)
+        except OSError as error:  # outside a verb only help is written
+            code = _unheard(asked, error)
+        try:
+            sys.stdout.flush()
+        except OSError as error:
+            code = _unheard(asked, error)
         if standalone_mode:
             sys.exit(code)
         return code
@@ -91,14 +99,23 @@ class _Verbs(TyperGroup):
             caret = "\n" if sys.stderr.isatty() else ""  # the terminal has just written ^C
             print(f"{caret}interrupted; what was kept before is untouched", file=sys.stderr)
             raise typer.Exit(INTERRUPTED) from None
-        except BrokenPipeError:  # whoever read our output has seen enough, as `head` does
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            raise typer.Exit(BROKEN_PIPE) from None
         except PayoffError as error:
+            raise typer.Exit(_fail(asked, error)) from None
+        except OSError as error:
+            if isinstance(error, BrokenPipeError) or error.errno in FULL:
+                raise typer.Exit(_unheard(asked, error)) from None
             raise typer.Exit(_fail(asked, error)) from None
         except Exception as error:  # noqa: BLE001 - the last resort: a bug is told in one sentence
             raise typer.Exit(_fail(asked, error)) from None
         return value
+
+
+def _unheard(asked: _Asked, error: OSError) -> int:
+    """The exit code when stdout takes no more; what is still held back for it is dropped."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if isinstance(error, BrokenPipeError):  # whoever read our output has seen enough, as `head` does
+        return BROKEN_PIPE
+    return _fail(asked, ConnectionFailed(f"the output could not be written: {error.strerror or error}"))
 
 
 def _fail(asked: _Asked, error: Exception, after: str = "") -> int:
@@ -145,7 +162,10 @@ def _say(text: str = "") -> None:
 def _emit(data: object) -> None:
     """One JSON document on stdout. NaN is not JSON, and would be a bug."""
     text = json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False)
-    print(text if _encodes(text) else json.dumps(data, indent=2, allow_nan=False))
+    if not _encodes(text):
+        text = json.dumps(data, indent=2, allow_nan=False)
+    # They stand only inside strings, where the escape is the same JSON; bare, a terminal would obey them.
+    print(re.sub("[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]", lambda c: f"\\u{ord(c[0]):04x}", text))
 
 
 def _note(text: str, quiet: bool) -> None:
@@ -431,8 +451,8 @@ def demo(
     _tell_truth(known, truth)
     _say()
     _say("Next:")
-    for command in ("payoff show", "payoff explain --sql", "payoff verify"):
-        _say(f"  {command} -p {shlex.quote(_near(folder))}")
+    for command in ("show", "explain --sql", "verify"):
+        _say(f"  {_called()} {command} -p {shlex.quote(_near(folder))}")
 
 
 def _demo_folder(folder: Path, truth: Path, keep: bool) -> None:
@@ -460,6 +480,16 @@ def _near(path: Path) -> str:
     """A path as one would type it from here."""
     here = Path.cwd()
     return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
+
+
+def _called() -> str:
+    """How one calls Payoff from here: by its path where it is in an environment that is not active."""
+    from shutil import which
+
+    script = Path(sys.argv[0]).absolute()
+    if which("payoff") is None and script.name == "payoff" and script.is_file():
+        return shlex.quote(_near(script))
+    return "payoff"
 
 
 def _against_truth(run: Mapping[str, Any], loaded: LoadedProject, truth: Mapping[str, Any]) -> dict[str, Any]:
@@ -610,7 +640,7 @@ def init(
         ("doctor", "is the data?"),
         ("run", "the answer"),
     ):
-        _say(f"  {f'payoff {command}{where}':<30} {does}")
+        _say(f"  {f'{_called()} {command}{where}':<30} {does}")
 
 
 # ---------------------------------------------------------------- looking before running
@@ -776,6 +806,8 @@ def run(
     day = _day(today)
     if out is not None and not out.absolute().parent.is_dir():
         raise UsageError(f"--out {out}: there is no folder {out.absolute().parent}; make it first")
+    if out is not None and out.is_dir():
+        raise UsageError(f"--out {out} is a folder; name a file in it")
     asked: _Asked = ctx.obj
     with _progress("look at columns", quiet or json_) as tell:
         found = opened.run(
@@ -1083,6 +1115,9 @@ def schema(json_: JsonOption = False) -> None:
 
 def main() -> None:
     """The console script."""
+    # Closed by whoever started us (`>&-`): without a stand-in the next file opened would be taken for it.
+    sys.stdout = sys.stdout or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - open until the process ends
+    sys.stderr = sys.stderr or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a name that the terminal cannot spell must not end a run

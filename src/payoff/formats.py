@@ -160,6 +160,16 @@ def written(
     )
 
 
+def alike(x: float, low: float, high: float, what: Unit) -> str:
+    """A number beside one whose interval is ``low`` to ``high``: written as precisely, and on its own side of zero."""
+    scale = _scale(what, False, max(abs(low), abs(high)))
+    half = abs(high - low) / 2 * scale.factor
+    if half == 0:
+        return rounded(x, what)
+    decimals = min(1 - math.floor(math.log10(half)), 12)
+    return _place(x * scale.factor, scale, _faithful(x * scale.factor, decimals, [0.0]), False) + scale.tail
+
+
 def exact(value: float, what: Unit, *, change: bool = False) -> str:
     """A number somebody typed or counted: all of its digits, with separators; nothing is rounded to an interval."""
     return _whole(value, what, change, 12)
@@ -195,6 +205,12 @@ def between(low: float, high: float, what: Unit, *, change: bool = False, whole:
     first, last = write(low, what, change=change), write(high, what, change=change)
     tail = _scale(what, change, 0.0).tail
     return f"{first.removesuffix(tail)} to {last}"
+
+
+def unbroken(text: str) -> str:
+    """A minus kept on the line of its amount by a word joiner: browsers may break between a minus and a currency sign,
+    and a reader who meets "$1,600" at the start of a line reads a gain."""
+    return re.sub(f"{MINUS}(?=[{''.join(_SYMBOLS.values())}])", f"{MINUS}\u2060", text)
 
 
 def size(text: str) -> str:

@@ -680,6 +680,10 @@ def _fault(row: _Row, expected: int, previous: str) -> tuple[int, str] | None:
 
 def _look_for(path: Path, read_only: bool) -> None:
     """Makes the default ``.payoff`` folder, kept out of version control; any other folder must exist already."""
+    if path.is_dir():
+        raise ConnectionFailed(f"the ledger {path} is a folder; give the path of a file, such as {path / 'ledger.db'}")
+    if path.exists() and not path.is_file():  # to open a pipe would wait for its other end
+        raise ConnectionFailed(f"the ledger {path} is not a file; give the path of one")
     if read_only:
         if not path.exists():
             raise ConnectionFailed(f"there is no ledger at {path} yet; the first `payoff run` makes it")
@@ -694,8 +698,6 @@ def _look_for(path: Path, read_only: bool) -> None:
         raise ConnectionFailed(f"the folder {path.parent} for the ledger could not be made: {error.strerror}") from None
     if not path.parent.is_dir():
         raise ConnectionFailed(f"the ledger {path} cannot be made: there is no folder {path.parent}; make it first")
-    if path.is_dir():
-        raise ConnectionFailed(f"the ledger {path} is a folder; give the path of a file, such as {path / 'ledger.db'}")
 
 
 def _parse(text: str) -> sa.URL:

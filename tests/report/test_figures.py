@@ -158,11 +158,15 @@ def test_descriptive_figures_get_no_causal_verb() -> None:
 
 def test_a_claim_says_what_would_overturn_it() -> None:
     strong, weak, plain = build(runs.holdout()).claims
-    assert "No single input" in strong.overturns[0]
-    assert "it would take +$0.636" in strong.overturns[0]
-    assert (
-        weak.overturns[0]
-        == "The decision changes if click value falls to $0.387 per click; its range is $0.30 to $4.50 per click."
+    assert strong.overturns[0].startswith(
+        "No single input, moved within its range, takes the central return on cost across its threshold "
+        "(roi > 0). Effect on margin 90d"
+    )
+    assert "does not; it would take +$0.636" in strong.overturns[0]
+    # Not "the decision changes": the rule asks for a probability, and at this turning point that is about one half.
+    assert weak.overturns[0] == (
+        "The central net crosses its threshold (net > 0) if click value falls to $0.387 per click; "
+        "its range is $0.30 to $4.50 per click."
     )
     assert any("contains zero" in line for line in weak.overturns)
     assert plain.bridge == ()
@@ -174,6 +178,58 @@ def test_a_claim_says_what_would_overturn_it() -> None:
         "holdout contamination",
         "cost of team",
     ]
+
+
+def test_without_a_rule_the_sign_is_what_could_change() -> None:
+    run = runs.holdout()
+    del run["claims"][1]["decision"]
+    assert build(run).claims[1].overturns[0].startswith("The central net crosses zero if click value falls to $0.387")
+
+
+def test_the_ends_of_a_swing_are_written_as_precisely_as_the_net() -> None:
+    for claim in build(runs.holdout()).claims[:2]:
+        width = claim.net.high - claim.net.low
+        for swing in claim.swings:
+            for text, end in zip(swing.nets.split(" to "), (swing.net_at_low, swing.net_at_high), strict=True):
+                shown = float(re.sub(r"[^0-9.]", "", text)) * (1e6 if text.endswith("M") else 1.0)
+                assert abs(shown - abs(end)) <= width / 20
+                assert (text[0] == "\u2212") == (end < 0)
+
+
+def test_a_doubt_is_told_once() -> None:
+    run = runs.holdout()
+    doubt = runs.check("few units", "warn", None, "a few units decide the mean of generic")
+    run["results"][0]["checks"] += [doubt, doubt]
+    lines = build(run).claims[0].overturns
+    assert sum("a few units decide" in line for line in lines) == 1
+
+
+def test_evidence_that_failed_a_check_is_not_called_observational() -> None:
+    run = runs.holdout()
+    run["results"][0].update(verdict="withheld", grade="C")
+    run["results"][0]["checks"][0]["status"] = "fail"
+    run["claims"][0].update(verdict="withheld", grade="C")
+    figures = build(run)
+    assert figures.claims[0].grade_text == "C: lowered, because a check failed"
+    assert "observational" not in figures.standfirst
+
+
+def test_payback_without_an_upper_end_has_its_interval_named() -> None:
+    run = runs.holdout()
+    run["claims"][0]["payback"] = {
+        "value": 452.0,
+        "low": 32.57,
+        "high": None,
+        "level": 0.95,
+        "never": 0.44,
+        "unit": "days",
+    }
+    assert build(run).claims[0].payback == (
+        "14.9 months (95% simulation interval from 32.6 days, with no upper end, "
+        "because in 44% of the draws the cost is never covered)"
+    )
+    run["claims"][0]["payback"]["low"] = None
+    assert "it has no interval, because in 44%" in build(run).claims[0].payback
 
 
 def test_a_lowered_grade_says_so_and_does_not_claim_another_design() -> None:

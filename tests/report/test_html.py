@@ -56,7 +56,7 @@ class Page(HTMLParser):
 
     @property
     def text(self) -> str:
-        return re.sub(r"\s+", " ", " ".join(self.words))
+        return re.sub(r"\s+", " ", " ".join(self.words)).replace("\u2060", "")  # the word joiner is not read
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +87,12 @@ def test_every_figure_is_on_the_page(name: str, pages: dict[str, str]) -> None:
         assert refusal.name in page.text
     for sql in figures.sql:
         assert re.sub(r"\s+", " ", sql.text) in page.text
+
+
+@pytest.mark.parametrize("name", runs.ALL)
+def test_a_minus_never_ends_a_line(name: str, pages: dict[str, str]) -> None:
+    assert "\u2212$" not in pages[name]
+    assert name != "holdout" or "\u2212\u2060$" in pages[name]
 
 
 @pytest.mark.parametrize("name", runs.ALL)

@@ -502,16 +502,19 @@ def tornado(claim: ClaimFigures) -> Chart | None:
     swings = claim.swings[:8]
     if not swings:
         return None
+    # Of the central figure, as the sentences beside the chart say; the decision itself asks for a probability.
+    crosses, stays = "crosses the threshold", "stays on its side"
+    if claim.decision_met is None:
+        crosses, stays = "changes sign", "keeps its sign"
     title = f"What moves the {claim.noun} most: {claim.title}"
     description = ". ".join(
-        f"{s.name} from {s.inputs}: {claim.noun} {s.nets}{', which changes the outcome' if s.flips else ''}"
-        for s in swings
+        f"{s.name} from {s.inputs}: {claim.noun} {s.nets}{f', which {crosses}' if s.flips else ''}" for s in swings
     )
     rows = [
         _Row(
             name=s.name,
             note=s.inputs,
-            text="changes the outcome" if s.flips else "outcome unchanged",
+            text=crosses if s.flips else stays,
             spread=f"{claim.noun} {s.nets}",
             start=s.net_at_low,
             end=s.net_at_high,

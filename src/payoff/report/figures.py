@@ -20,7 +20,7 @@ from payoff.formats import Unit, clean, human, isolate
 UNDATED = "not dated"
 CAUSAL_GRADES = ("A", "B", "C")
 GRADES = {
-    "A": "randomised, and its checks passed",
+    "A": "randomised, and no check failed",
     "B": "a quasi-experiment that passed its refutations",
     "C": "observational data, adjusted",
     "D": "attributed only, not causal",
@@ -817,7 +817,7 @@ def _level(run: _Node) -> float:
 
 def _lower(label: str) -> str:
     """The first letter small, inside a sentence; an acronym stays as it is."""
-    return label if label[:2].isupper() else label[:1].lower() + label[1:]
+    return label if label[:2].isupper() and label[:2].isalpha() else label[:1].lower() + label[1:]
 
 
 def _harm(effect: Effect) -> str:
@@ -919,7 +919,7 @@ def _swings(
             continue
         what, change = units.get(raw, (Unit("share"), False))
         at_low, at_high = node.number("net_at_low"), node.number("net_at_high")
-        nets = formats.written(net.value, min(at_low, at_high), max(at_low, at_high), plain)
+        nets = [formats.alike(x, net.low, net.high, plain) for x in (at_low, at_high)]
         name = _input_name(raw)
         span = formats.between(low_in, high_in, what, change=change, whole=False)
         flips = node.flag("flips")
@@ -931,13 +931,13 @@ def _swings(
         elif flips:
             said = f"{outcome} somewhere inside the range of {name}, {span}"
         else:
-            said = f"{formats.capital(name)} alone, anywhere from {span}, changes nothing"
-            said += f"; it would take {at} to change it" if at else ""
+            said = f"{formats.capital(name)} alone, anywhere from {span}, does not"
+            said += f"; it would take {at}" if at else ""
         swings.append(
             Swing(
                 name=name,
                 inputs=span,
-                nets=f"{nets.low} to {nets.high}" if at_low <= at_high else f"{nets.high} to {nets.low}",
+                nets=" to ".join(nets),
                 net_at_low=at_low,
                 net_at_high=at_high,
                 flips=flips,
@@ -948,12 +948,12 @@ def _swings(
 
 
 def _overturns(
-    swings: Sequence[Swing], state: State, net: Quantity, noun: str, found: Sequence[Section]
+    swings: Sequence[Swing], state: State, net: Quantity, noun: str, line: str, found: Sequence[Section]
 ) -> tuple[str, ...]:
     """What would overturn the claim: inputs that flip it, chance, and the doubts its evidence was left with."""
     lines = [swing.sentence for swing in swings if swing.flips]
     if swings and not lines:
-        lines = [f"No single input, moved within its range, changes the outcome. {swings[0].sentence}"]
+        lines = [f"No single input, moved within its range, takes {line}. {swings[0].sentence}"]
     if not swings:
         lines = ["No input has a range, so nothing could be varied."]
     if state.key == "not conclusive":
@@ -964,7 +964,7 @@ def _overturns(
             for check in section.checks
             if check.state.key in ("fail", "warn")
         ]
-    return tuple(lines)
+    return tuple(dict.fromkeys(lines))
 
 
 def _payback(claim: _Node) -> str:
@@ -975,9 +975,11 @@ def _payback(claim: _Node) -> str:
     if node.has("low") and node.has("high"):
         return _quantity(node, what).full
     value = formats.rounded(node.number("value"), what)
-    start = f", at the earliest {formats.rounded(node.number('low'), what)}" if node.has("low") else ""
-    never = formats.probability(node.number("never"))
-    return f"{value}{start}; there is no upper end, because in {never} of the draws the cost is never covered"
+    never = f"because in {formats.probability(node.number('never'))} of the draws the cost is never covered"
+    if not node.has("low"):
+        return f"{value}; it has no interval, {never}"
+    name = f"{formats.level(node.number('level'))} {INTERVALS['simulation']}"
+    return f"{value} ({name} from {formats.rounded(node.number('low'), what)}, with no upper end, {never})"
 
 
 def _decision(claim: _Node, withheld: bool) -> tuple[str, bool | None]:
@@ -1060,7 +1062,13 @@ def _claim(claim: _Node, index: int, run: _Node, sections: Mapping[str, Section]
             finding += f"; but {against}"
             reason = f"{formats.capital(against)}."
     decision, met = _decision(claim, state.key == "withheld")
-    outcome = "The decision changes" if met is not None else f"The {noun} changes sign"
+    # Not "the decision": that asks for a probability, and what is moved here is the central figure.
+    line = f"the central {noun} across zero"
+    if met is not None:
+        threshold = claim.node("decision").text("threshold")
+        figure = re.split(r"\W", threshold, maxsplit=1)[0]
+        line = f"the central {'return on cost' if figure == 'roi' else figure} across its threshold ({threshold})"
+    outcome = formats.capital(line.replace(" across ", " crosses ", 1))
     inputs = claim.nodes("inputs")
     units = {node.text("name"): _input_unit(node) for node in inputs}
     swings = _swings(claim, units, net, money, outcome)
@@ -1097,7 +1105,7 @@ def _claim(claim: _Node, index: int, run: _Node, sections: Mapping[str, Section]
         bridge=_bridge(claim, amount, net, money) if costs else (),
         inputs=read,
         swings=swings,
-        overturns=_overturns(swings, state, net, noun, found),
+        overturns=_overturns(swings, state, net, noun, line, found),
         dots=quantiles if len(quantiles) == 20 else (),
         dots_text=f"The {noun} is zero or less in {below or 'none'} of 20 equally likely outcomes."
         if len(quantiles) == 20
@@ -1126,12 +1134,11 @@ def _claim_n(claim: _Node, found: Sequence[Section]) -> int:
 
 def _claim_grade(grade: str, found: Sequence[Section]) -> str:
     """What the letter means; a letter below that of its weakest evidence was lowered for reasons that the claim lists."""
-    weakest = max((section.grade for section in found), default=grade)
-    return (
-        _grade_text(grade)
-        if grade <= weakest
-        else f"{grade}: lowered from {weakest}, for the reasons given with the claim"
-    )
+    weakest = max(found, key=lambda section: section.grade, default=None)
+    if weakest is not None and grade > weakest.grade:
+        return f"{grade}: lowered from {weakest.grade}, for the reasons given with the claim"
+    # Evidence that a failed check lowered to C is no "observational data, adjusted".
+    return weakest.grade_text if weakest is not None and grade == weakest.grade else _grade_text(grade)
 
 
 def _finite(value: object, path: str) -> float:

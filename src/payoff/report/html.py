@@ -129,7 +129,7 @@ def _css() -> str:
 def page(figures: Figures) -> str:
     """The whole report. Raises jinja2.UndefinedError, never prints an empty cell, if a figure is not there."""
     template = _environment().get_template("report.html.j2")
-    return template.render(
+    rendered = template.render(
         f=figures,
         d=_draw(figures),
         css=_css(),
@@ -140,6 +140,7 @@ def page(figures: Figures) -> str:
         columns=_COLUMNS,
         arms=_arms,
     )
+    return formats.unbroken(rendered)
 
 
 # ---------------------------------------------------------------- one thing at a time

@@ -196,7 +196,9 @@ class DuckDBConnection(Noun):
     memory_limit: (
         Annotated[str, _Like(r"[0-9]+(\.[0-9]+)?\s*(MB|GB|MiB|GiB)", "is not an amount of memory such as 4GB")] | None
     ) = Field(None, description="default: a quarter of memory")
-    temp_directory: str | None = Field(None, description="where to spill; default: a private folder under .payoff/")
+    temp_directory: str | None = Field(
+        None, description="where to spill; default: a private folder among the system's temporary files"
+    )
     threads: int | None = Field(None, ge=1)
 
 
