@@ -463,8 +463,8 @@ def conversions(n: int, ones: int) -> Level:
 @pytest.mark.parametrize(
     ("treatment", "control", "words"),
     [
-        (conversions(1000, 40), conversions(1000, 9), "only 9 of the 1000 units in control"),
-        (conversions(1000, 992), conversions(1000, 900), "only 8 of the 1000 units in treatment"),
+        (conversions(1000, 40), conversions(1000, 9), "only 9 of the 1,000 units in control"),
+        (conversions(1000, 992), conversions(1000, 900), "only 8 of the 1,000 units in treatment"),
         (conversions(9000, 180), conversions(1000, 20), "control carries most of the uncertainty"),
         (conversions(1000, 20), conversions(9000, 180), "treatment carries most of the uncertainty"),
         (level_at(3.0, 1.0), level_at(30.0, 1.0), "a few units decide the mean of treatment"),

@@ -66,9 +66,12 @@ def words_of(threshold: Threshold | None, subject: str, unit: str) -> Words:
         return Words(f"{subject} would be zero", f"the sign of {subject}")
     figure = "the ROI" if threshold.figure == "roi" else f"the {threshold.figure}"
     if threshold.number == 0:
-        return Words(f"{'the net' if threshold.figure == 'roi' else figure} would be zero", "the decision")
+        return Words(
+            f"{'the net' if threshold.figure == 'roi' else figure} would be zero",
+            "whether the central net passes its threshold",
+        )
     bar = rounded(threshold.number, formats.NUMBER if threshold.figure == "roi" else formats.unit(unit))
-    return Words(f"{figure} would be {bar}, the decision's threshold", "the decision")
+    return Words(f"{figure} would be {bar}, the decision's threshold", "whether the central net passes its threshold")
 
 
 def _swing(

@@ -15,7 +15,7 @@ def listed(words: Sequence[str]) -> str:
 
 def rounded(x: float, unit: formats.Unit = formats.NUMBER, *, change: bool = False) -> str:
     """Three significant digits, for an end of a range or a turning point; a change of a share is in points."""
-    return formats.exact(float(f"{x:.3g}"), unit, change=change and unit.kind == "share").removeprefix("+")
+    return formats.rounded(x, unit, change=change and unit.kind == "share").removeprefix("+")
 
 
 def percentage(share: float) -> str:

@@ -249,7 +249,7 @@ def normal_approximation_doubtful(
             rarer = arm.n * min(binary, 1 - binary)
             if rarer < _FEWEST:
                 return (
-                    f"only {rarer:.0f} of the {arm.n} units in {name} have the rarer outcome; with fewer than "
+                    f"only {rarer:.0f} of the {arm.n:,} units in {name} have the rarer outcome; with fewer than "
                     f"{_FEWEST:.0f} the interval may not cover as often as it says"
                 )
             per_root_n = (1 - 2 * binary) / math.sqrt(binary * (1 - binary) * arm.n)
@@ -257,7 +257,7 @@ def normal_approximation_doubtful(
             fewest = _FEWEST_FOR_A_LIFT if relative else _FEWEST
             if even < fewest:
                 return (
-                    f"a few units decide the mean of {name}: its {arm.n} units say as much as {even:.0f} with even "
+                    f"a few units decide the mean of {name}: its {arm.n:,} units say as much as {even:.0f} with even "
                     f"values would, and with fewer than {fewest:.0f} the interval may not cover as often as it says"
                 )
             per_root_n = _USUAL_SKEW / math.sqrt(even)

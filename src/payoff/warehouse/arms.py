@@ -18,7 +18,7 @@ from sqlglot import exp
 from payoff.errors import DataError
 from payoff.stats.moments import Moments
 from payoff.warehouse.layout import Exposure, Layout, metric_sources, sources_of
-from payoff.warehouse.needs import ArmsData, ArmsNeed, MetricMoments, SourceProfile
+from payoff.warehouse.needs import ROWS, ArmsData, ArmsNeed, MetricMoments, SourceProfile
 from payoff.warehouse.query import Query, fragment, sql
 from payoff.warehouse.sources import Catalog, View, to_us
 from payoff.warehouse.statements import Statements, Step, pairs
@@ -279,7 +279,7 @@ class ArmsReader:
             rows_without_id=counts["no_id"],
             rows_without_time=counts["no_time"],
             rows_without_arm=counts["no_arm"],
-            unit_column=view.unit_text(need.entity) or "(row)",
+            unit_column=view.unit_text(need.entity) or ROWS,
             first_us=counts["first_us"],
             last_us=counts["last_us"],
             as_of_us=as_of,

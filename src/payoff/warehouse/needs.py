@@ -8,6 +8,9 @@ from typing import Literal
 
 from payoff.stats.moments import Moments
 
+ROWS = "(row)"
+"""What identifies a unit where a table has no id: the row itself."""
+
 Fold = Literal["count", "sum", "mean", "any", "first"]
 
 

@@ -64,10 +64,6 @@ def rows_in(catalog: Catalog, source: str, period: timedelta) -> Counted:
         variance = (scatter + float(found["per_day"]) ** 2 * with_rows * (days - with_rows) / days) / (days - 1)
         se = scale * math.sqrt(variance * days)
     notes = []
-    if scale > 1.0:
-        notes.append(
-            f"extrapolated: {observed:,.0f} days were observed and their rate is carried to {wanted:,.0f} days"
-        )
     if variance is None:
         notes.append("one day was observed, so its variation from day to day is not known")
     return Counted(float(n) * scale, se, observed, tuple(notes))

@@ -10,7 +10,7 @@ from payoff.result import Check
 from payoff.spec import nouns
 from payoff.stats import compare
 from payoff.warehouse.measures import metric_need
-from payoff.warehouse.needs import ArmsData, MetricMoments
+from payoff.warehouse.needs import ROWS, ArmsData, MetricMoments
 from payoff.warehouse.sources import from_us, to_us
 
 SRM_ALARM = 0.001
@@ -81,6 +81,8 @@ def _row_checks(design: ExperimentDesign, data: ArmsData) -> list[Check]:
     ):
         if check == "missing_times" and not design.timed:
             out.append(Check(check, "not-run", None, f"'{source}' has no time column"))
+        elif check == "missing_ids" and column == ROWS:
+            out.append(Check(check, "not-run", None, f"'{source}' has no id column: each of its rows is a unit"))
         else:
             out.append(_null_check(check, source, column, n, data.rows, what))
     for profile in data.sources.values():
