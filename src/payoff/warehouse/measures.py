@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from datetime import timedelta
 
 from payoff.spec import nouns
-from payoff.warehouse.needs import Anchor, Cap, Measure, MetricNeed
+from payoff.warehouse.needs import Anchor, Cap, Fold, Measure, MetricNeed
 
 
 def _us(span: timedelta | None) -> int | None:
@@ -65,8 +65,8 @@ def measures_of(metric: nouns.Metric, window: timedelta | None, default_window: 
         yield Measure(metric.to.source, "any", None, metric.to.where, span, after)
     else:
         for part in (metric.numerator, metric.denominator):
-            fold = "count" if part.column is None else "sum"
-            yield Measure(part.source, fold, part.column, part.where, span, cap=_cap(part.cap))  # type: ignore[arg-type]
+            fold: Fold = "count" if part.column is None else "sum"
+            yield Measure(part.source, fold, part.column, part.where, span, cap=_cap(part.cap))
 
 
 def is_ratio(metric: nouns.Metric) -> bool:

@@ -97,7 +97,7 @@ def column(name: str, table: str | None = None) -> exp.Column:
 def fragment(text: str, **parts: Bound) -> exp.Expr:
     """A piece of our own SQL, bound like ``sql``. Never for a user's text: that is ``scalar``."""
     select = sql(f"SELECT {text} AS it", **parts).tree
-    return select.expressions[0].this  # type: ignore[no-any-return]
+    return cast(exp.Expr, select.expressions[0].this)
 
 
 def conjunction(*conditions: exp.Expr | None) -> exp.Expr:

@@ -6,6 +6,7 @@ The method says what it needs (moments by arm), and answers from those alone. Al
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from itertools import combinations, product
 from typing import ClassVar
 
@@ -221,37 +222,29 @@ class ExperimentMethod:
                 low, high = level.interval(design.level)
                 arms.append(Arm(arm, r.use.name, level.n, level.value, low, high, r.unit))
             for arm, gap in r.differences.items():
-                common = {
-                    "metric": r.use.name,
-                    "contrast": f"{arm} vs {control}",
-                    "n": {arm: r.levels[arm].n, control: r.levels[control].n},
-                    "level": design.level,
-                }
+                estimate = partial(
+                    Estimate,
+                    metric=r.use.name,
+                    contrast=f"{arm} vs {control}",
+                    interval_kind="confidence",
+                    n={arm: r.levels[arm].n, control: r.levels[control].n},
+                    level=design.level,
+                )
+                spread = Normal(gap.se, gap.df)
                 estimates.append(
-                    Estimate(
-                        estimand="difference in means",
-                        value=gap.value,
-                        unit=r.unit,
-                        uncertainty=Normal(gap.se, gap.df),
-                        interval_kind="confidence",
-                        **common,  # type: ignore[arg-type]
-                    )
+                    estimate(estimand="difference in means", value=gap.value, unit=r.unit, uncertainty=spread)
                 )
                 lift = compare.relative_lift(r.levels[arm], r.levels[control], design.level)
                 if isinstance(lift, compare.NoRelativeLift):
                     no_lift.append(Assumption(f"No relative lift of {r.use.name} ({arm}): {lift.reason}."))
                     continue
+                of_lift = (
+                    Normal(lift.se_log, lift.df, "log1p")
+                    if isinstance(lift, compare.LogDelta)
+                    else Bounds(lift.low, lift.high, lift.level, lift.p_value)
+                )
                 estimates.append(
-                    Estimate(
-                        estimand="relative lift",
-                        value=lift.value,
-                        unit="relative",
-                        uncertainty=Normal(lift.se_log, lift.df, "log1p")
-                        if isinstance(lift, compare.LogDelta)
-                        else Bounds(lift.low, lift.high, lift.level, lift.p_value),
-                        interval_kind="confidence",
-                        **common,  # type: ignore[arg-type]
-                    )
+                    estimate(estimand="relative lift", value=lift.value, unit="relative", uncertainty=of_lift)
                 )
         return estimates, arms, no_lift
 
