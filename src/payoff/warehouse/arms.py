@@ -254,7 +254,6 @@ class ArmsReader:
                 ineligible={arm: n - eligible.get(arm, 0) for arm, n in exposed.items()},
                 eligible=eligible,
                 without={arm: eligible[arm] - moments[arm].n for arm in moments},
-                converted={row["arm"]: row[f"converted{i}"] for row in table},
                 caps=tuple(caps.get((metric.name, j)) for j in range(k)),
                 invalid=sum(int(row.get(f"bad{i}") or 0) for row in table),
             )

@@ -105,7 +105,7 @@ class MetricMoments:
     """By arm: Moments of the metric's measures over units whose window has closed and who have a value.
 
     ``ineligible``: units whose window is still open. ``without``: eligible units with no value (or an empty ratio).
-    ``eligible``: eligible units. ``converted``: eligible units with a value other than zero. ``caps``: the caps applied.
+    ``eligible``: eligible units. ``caps``: the caps applied.
     ``invalid``: rows left out because their value cannot be one.
     """
 
@@ -113,7 +113,6 @@ class MetricMoments:
     ineligible: Mapping[str, int]
     eligible: Mapping[str, int]
     without: Mapping[str, int]
-    converted: Mapping[str, int]
     caps: tuple[float | None, ...]
     invalid: int = 0
 

@@ -242,15 +242,19 @@ _BY_NAME = {
 }
 
 
-@lru_cache(maxsize=4096)
-def _checked(text: str) -> exp.Expr:
+def _statements(text: str, wanted: str) -> list[exp.Expr]:
+    """A user's text, parsed. Raises ExpressionError (bad-sql) saying that it is not ``wanted``."""
     try:
-        statements = [s for s in sqlglot.parse(text, read="duckdb") if s is not None]
+        return [s for s in sqlglot.parse(text, read="duckdb") if s is not None]
     except SqlglotError as error:
-        reason = _reason(error)
-        raise ExpressionError("bad-sql", f"'{_short(text)}' is not a SQL expression: {reason}") from None
+        raise ExpressionError("bad-sql", f"'{_short(text)}' is not {wanted}: {_reason(error)}") from None
     except RecursionError:
         raise ExpressionError("bad-sql", f"'{_short(text)}' is nested too deeply") from None
+
+
+@lru_cache(maxsize=4096)
+def _checked(text: str) -> exp.Expr:
+    statements = _statements(text, "a SQL expression")
     if len(statements) != 1 or not isinstance(statements[0], exp.Expr):
         raise ExpressionError("bad-sql", f"'{_short(text)}' is not one SQL expression")
     tree = statements[0]
@@ -310,13 +314,7 @@ def scalar(text: str, columns: Mapping[str, str], source: str) -> exp.Expr:
 
 def select_only(text: str) -> exp.Query:
     """The read-only SELECT of a ``sql:`` source. Raises ExpressionError for anything else."""
-    try:
-        statements = [s for s in sqlglot.parse(text, read="duckdb") if s is not None]
-    except SqlglotError as error:
-        reason = _reason(error)
-        raise ExpressionError("bad-sql", f"not a SELECT: {reason}") from None
-    except RecursionError:
-        raise ExpressionError("bad-sql", "nested too deeply") from None
+    statements = _statements(text, "a SELECT")
     if len(statements) != 1 or not isinstance(statements[0], exp.Query):
         raise ExpressionError("sql-not-allowed", "a sql: source is exactly one SELECT")
     tree = statements[0]

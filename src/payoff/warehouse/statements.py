@@ -469,7 +469,6 @@ class Statements:
         index = {metric.name: i for i, metric in enumerate(need.metrics)}
         for i, metric in enumerate(need.metrics):
             parts.append(exp.alias_(fragment(f"count(*) FILTER (WHERE e{i})"), f"eligible{i}"))
-            parts.append(exp.alias_(fragment(f"count(*) FILTER (WHERE v{i}_0 <> 0)"), f"converted{i}"))
             if metric.invalid is not None:
                 parts.append(exp.alias_(fragment(f"sum(bad{i})"), f"bad{i}"))
             parts += _moments_of([f"v{i}_{j}" for j in range(len(metric.measures))], f"s{i}", None)
