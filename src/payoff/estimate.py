@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import special
 
-IntervalKind = Literal["confidence", "credible", "always-valid", "bootstrap", "bounds"]
+IntervalKind = Literal["confidence", "credible", "always-valid", "repeated", "bootstrap", "bounds"]
 FloatArray = NDArray[np.float64]
 
 
@@ -148,6 +148,20 @@ Uncertainty = Normal | Draws | Bounds
 
 
 @dataclass(frozen=True, slots=True)
+class Correction:
+    """An estimate as one of ``of`` answers in a family: its p-value and interval corrected for that many questions."""
+
+    method: Literal["holm", "benjamini-hochberg"]
+    of: int
+    p_value: float
+    low: float
+    high: float
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"method": self.method, "of": self.of, "p_value": self.p_value, "low": self.low, "high": self.high}
+
+
+@dataclass(frozen=True, slots=True)
 class Estimate:
     """``value`` of ``estimand`` for ``metric`` in ``contrast``, in ``unit``; intervals derive from ``uncertainty``.
 
@@ -164,6 +178,7 @@ class Estimate:
     n: Mapping[str, int]
     level: float = 0.95
     segment: str | None = None
+    correction: Correction | None = None
 
     def __post_init__(self) -> None:
         if not math.isfinite(self.value):
@@ -226,6 +241,7 @@ class Estimate:
             "unit": self.unit,
             "p_value": self.p_value,
             "n": {arm: int(count) for arm, count in self.n.items()},  # a numpy integer is not JSON
+            "correction": None if self.correction is None else self.correction.to_dict(),
             "uncertainty": self.uncertainty.to_dict(),
         }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, Literal
 
 from payoff.estimate import Estimate
@@ -122,6 +122,264 @@ class MetricReading:
         }
 
 
+# ---------------------------------------------------------------- closer looks
+# Each is a part of a Result beside its estimates: plain figures, each point with its interval, and one sentence.
+# ``value``, ``low`` and ``high`` are in ``unit`` unless they say otherwise; intervals are at the Result's level.
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A figure with its interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class Precision:
+    """What adjustment did for one difference: both standard errors, and how many times as many units it was worth.
+
+    ``variance_reduction`` is 1 - (adjusted se / plain se)^2: below zero where it cost precision. ``plain`` is the
+    difference without it. ``by``: "regression" or "post-stratification".
+    """
+
+    metric: str
+    contrast: str
+    unit: str
+    by: str
+    covariates: tuple[str, ...]
+    plain: Span
+    se: float
+    plain_se: float
+    variance_reduction: float
+    units_factor: float
+    sentence: str
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentRow:
+    """The difference among the units of one class. ``pooled`` is the partially pooled difference; ``p_value`` is
+    corrected over all segments read (``raw_p_value`` is not), and so are ``low`` and ``high``. ``state`` is read from that
+    interval: improved, harmed, not conclusive, or refused (``reason``), with no figures."""
+
+    segment: str
+    n: Mapping[str, int]
+    state: str
+    difference: Span | None = None
+    pooled: Span | None = None
+    p_value: float | None = None
+    raw_p_value: float | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Segments:
+    """One metric's difference by the classes of one attribute.
+
+    ``interaction``: do the differences differ (chi-square, its p corrected over attributes)? ``flip``: "shown" (Gail and
+    Simon's test of a qualitative interaction: some are helped and some harmed), "possible" (one class's corrected interval
+    contradicts another's sign, or the point estimates' signs differ where the differences are shown to differ) or "none".
+    ``tau`` is the spread of the true differences, in the metric's unit.
+    """
+
+    attribute: str
+    metric: str
+    contrast: str
+    unit: str
+    direction: str
+    rows: tuple[SegmentRow, ...]
+    interaction_statistic: float
+    interaction_df: int
+    interaction_p: float
+    flip: str
+    flip_p: float | None
+    tau: float
+    sentence: str
+
+
+@dataclass(frozen=True, slots=True)
+class TimePoint:
+    """``start`` and ``end`` are days since exposure, or dates (ISO) on a calendar. ``n``: units by arm."""
+
+    start: str
+    end: str
+    difference: Span
+    n: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class OverTime:
+    """An effect by time. ``axis``: "days since exposure" (each point is that step's own effect) or "calendar" (each point is
+    the total gained up to then, over all treated units). ``band``: the intervals are "pointwise" or "simultaneous".
+
+    ``trend_p``: is the effect the same at all times (None on a calendar)? ``pattern``: "wears off", "grows", "steady" (no sign
+    of either) or "" on a calendar. ``left_out``: steps not yet over, which are in no figure.
+    """
+
+    metric: str
+    contrast: str
+    unit: str
+    direction: str
+    axis: str
+    band: str
+    points: tuple[TimePoint, ...]
+    left_out: int
+    trend_p: float | None
+    pattern: str
+    sentence: str
+
+
+@dataclass(frozen=True, slots=True)
+class PathGain:
+    path: str
+    treated: bool
+    difference: Span
+    control_level: float
+    treatment_level: float
+
+
+@dataclass(frozen=True, slots=True)
+class Displacement:
+    """Cannibalisation: what the treated surface gained a unit, what all other paths lost, the net.
+
+    ``anyway``: the share (0 to 1) of what is attributed to the treated surface that would have happened anyway: 1 - net /
+    the treated arm's level on that surface. None where the data cannot tell (``reason``).
+    """
+
+    contrast: str
+    unit: str
+    paths: tuple[PathGain, ...]
+    gained: Span
+    others: Span
+    net: Span
+    anyway: Span | None
+    reason: str
+    sentence: str
+
+
+@dataclass(frozen=True, slots=True)
+class Interaction:
+    """Two experiments on the same units: do the assignments depend on each other, and does one's effect depend on the other's arm?
+
+    ``difference`` is the effect in the other's treatment less the effect in its control. None where too few are in both (``reason``).
+    """
+
+    other: str
+    metric: str
+    contrast: str
+    other_contrast: str
+    unit: str
+    both: int
+    assignment_statistic: float | None
+    assignment_p: float | None
+    difference: Span | None
+    p_value: float | None
+    adjusted_p: float | None
+    reason: str
+    sentence: str
+
+
+@dataclass(frozen=True, slots=True)
+class Posterior:
+    """A Bayesian reading of a relative lift under a stated normal prior: never in one sentence with the frequentist one.
+
+    ``lift`` is the posterior's central interval. ``chance_to_beat``: probability that the arm is better than control.
+    ``expected_loss``: what choosing the arm loses on average where it is worse, relative to control (0.01 is 1%).
+    """
+
+    metric: str
+    contrast: str
+    prior_mean: float
+    prior_sd: float
+    lift: Span
+    level: float
+    chance_to_beat: float
+    expected_loss: float
+    sentence: str
+
+
+@dataclass(frozen=True, slots=True)
+class Diluted:
+    """A triggered effect carried back to everyone assigned: ``share`` of them triggered."""
+
+    metric: str
+    contrast: str
+    unit: str
+    share: Span
+    difference: Span
+    sentence: str
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """One reading of this experiment in the ledger: when, by whom, over data up to when, with how many units."""
+
+    at: str
+    by: str
+    as_of: str | None
+    units: int
+
+
+@dataclass(frozen=True, slots=True)
+class Peeking:
+    """The registered stop against what happened. ``error``: the chance of a false finding at this many looks, were the
+    interval a fixed one (its nominal error is ``alpha``). ``information``: the share of the planned units that is in, or None."""
+
+    rule: str
+    looks: tuple[Look, ...]
+    error: float
+    alpha: float
+    information: float | None
+    sentence: str
+
+
+@dataclass(frozen=True, slots=True)
+class Capping:
+    """A heavy tail: what a cap would do to one metric's difference. ``share`` of its variance comes from the largest unit."""
+
+    metric: str
+    contrast: str
+    unit: str
+    share: float
+    cap: float
+    above: int
+    plain: Span
+    capped: Span
+    sentence: str
+
+
+@dataclass(frozen=True, slots=True)
+class Closer:
+    """All the closer looks of a Result; each is empty where it was not asked for or could not be had."""
+
+    precision: tuple[Precision, ...] = ()
+    segments: tuple[Segments, ...] = ()
+    over_time: tuple[OverTime, ...] = ()
+    cannibalisation: tuple[Displacement, ...] = ()
+    interactions: tuple[Interaction, ...] = ()
+    bayes: tuple[Posterior, ...] = ()
+    diluted: tuple[Diluted, ...] = ()
+    capping: tuple[Capping, ...] = ()
+    peeking: Peeking | None = None
+    overturn: tuple[str, ...] = ()
+    """Sentences: what would overturn the finding."""
+
+    def to_dict(self) -> dict[str, Any]:
+        return {f.name: _plain(getattr(self, f.name)) for f in fields(self)}
+
+
+def _plain(value: Any) -> Any:
+    """Dataclasses as dicts and tuples as lists, all the way down."""
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if is_dataclass(value) and not isinstance(value, type):
+        return {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
+    return value
+
+
 @dataclass(frozen=True, slots=True)
 class Result:
     """``finding`` is the sentence to lead with; ``verdict`` is what the primary metric's interval shows.
@@ -149,6 +407,7 @@ class Result:
     owner: str | None = None
     refusals: tuple[Refusal, ...] = ()
     correlations: Mapping[tuple[tuple[str, str], tuple[str, str]], float] = field(default_factory=dict)
+    closer: Closer = field(default_factory=Closer)
 
     def estimate(self, metric: str, contrast: str | None = None, estimand: str = "difference in means") -> Estimate:
         """The one estimate asked for. Raises KeyError when none or several match."""
@@ -182,5 +441,6 @@ class Result:
             "assumption_tests": {a.text: a.tested_by for a in self.assumptions if a.tested_by},
             "left_out": dict(self.left_out),
             "refusals": [r.to_dict() for r in self.refusals],
+            "closer": self.closer.to_dict(),
             "provenance": self.provenance.to_dict(),
         }

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from difflib import get_close_matches
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 from zoneinfo import ZoneInfo
 
 from pydantic import (
@@ -430,8 +430,43 @@ class RatioMetric(MetricBase):
     denominator: RatioPart
 
 
+class RetentionMetric(MetricBase):
+    """Share of units with a row of ``to`` in ``[exposure + at, exposure + at + within)``: N-day (the default, one day) or a bracket."""
+
+    kind: Literal["retention"]
+    to: EventRef
+    at: Duration
+    within: Duration = timedelta(days=1)
+
+    @model_validator(mode="after")
+    def _no_window(self) -> RetentionMetric:
+        if self.window is not None:
+            raise ValueError("a retention metric has no window: at and within say when it is measured")
+        return self
+
+
+class QuantileMetric(MetricBase):
+    """The ``q`` quantile of ``column``: over ``rows`` (units, and so their rows, were randomised: clustered), or over each unit's total."""
+
+    kind: Literal["quantile"]
+    from_: Name = Field(alias="from")
+    column: Sql
+    q: float = Field(0.5, gt=0, lt=1)
+    of: Literal["rows", "units"] = "rows"
+    where: Sql | None = None
+
+
 Metric = Annotated[
-    CountMetric | SumMetric | MeanMetric | RateMetric | ConversionMetric | NpsMetric | CsatMetric | RatioMetric,
+    CountMetric
+    | SumMetric
+    | MeanMetric
+    | RateMetric
+    | ConversionMetric
+    | RetentionMetric
+    | QuantileMetric
+    | NpsMetric
+    | CsatMetric
+    | RatioMetric,
     Field(discriminator="kind"),
 ]
 
@@ -441,10 +476,63 @@ def sources_of(metric: Metric) -> tuple[tuple[tuple[str, ...], str], ...]:
     if isinstance(metric, ConversionMetric):
         events = (("to", metric.to), ("after", metric.after))
         return tuple(((key, "source"), event.source) for key, event in events if event is not None)
+    if isinstance(metric, RetentionMetric):
+        return ((("to", "source"), metric.to.source),)
     if isinstance(metric, RatioMetric):
         parts = (("numerator", metric.numerator), ("denominator", metric.denominator))
         return tuple(((key, "sum" if part.count is None else "count"), part.source) for key, part in parts)
     return ((("from",), metric.from_),)
+
+
+# ---------------------------------------------------------------- attributes
+
+
+def _cut(raw: object) -> object:
+    """A bound of a class: a number, or a duration as days."""
+    if isinstance(raw, str) and _DURATION.fullmatch(raw.strip()):
+        return cast(timedelta, _parse_duration(raw)).total_seconds() / 86_400
+    return raw
+
+
+Cut = Annotated[float, BeforeValidator(_cut), _Or((("type", "string"), ("pattern", _DURATION.pattern)))]
+
+
+class Attribute(Noun):
+    """What a unit was before exposure: for segments and for adjustment. Exactly one of ``column``, ``since`` and ``metric``.
+
+    ``column`` is a value, ``since`` a time whose age at exposure (in days) is the value, both of ``from`` (a source;
+    default: the experiment's own assignment). Where the source has a time, the latest row at or before exposure counts.
+    ``metric`` is that metric over the ``period`` before exposure. ``cuts`` (values, or durations for ages) or
+    ``quantiles`` (shares of the units, pooled over arms) make classes of a number, named by ``labels``.
+    """
+
+    from_: Name | None = Field(None, alias="from")
+    column: Sql | None = None
+    since: Sql | None = None
+    metric: Name | None = None
+    period: Duration | None = None
+    cuts: tuple[Cut, ...] = ()
+    quantiles: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = ()
+    labels: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+
+    @model_validator(mode="after")
+    def _one_form(self) -> Attribute:
+        if sum(form is not None for form in (self.column, self.since, self.metric)) != 1:
+            raise ValueError("an attribute has exactly one of column, since or metric")
+        if (self.metric is None) != (self.period is None):
+            raise ValueError("metric and period go together: the metric over that period before exposure")
+        if self.metric is not None and self.from_ is not None:
+            raise ValueError("a metric has its own source; leave out from")
+        if self.cuts and self.quantiles:
+            raise ValueError("classes are made by cuts or by quantiles, not by both")
+        bounds = self.cuts or self.quantiles
+        if any(a >= b for a, b in zip(bounds, bounds[1:], strict=False)):
+            raise ValueError("cuts and quantiles rise from the first to the last")
+        if self.labels and len(self.labels) != len(bounds) + 1:
+            raise ValueError(f"{len(bounds)} bounds make {len(bounds) + 1} classes, not {len(self.labels)} labels")
+        if len(set(self.labels)) != len(self.labels):
+            raise ValueError("each label names one class")
+        return self
 
 
 # ---------------------------------------------------------------- experiments
@@ -496,33 +584,137 @@ class Assignment(Source):
 
 
 class Stop(Noun):
-    """The plan: read once, at a date or at a size. ``mde`` is the smallest difference (in the primary metric's unit) it was sized for."""
+    """When it may be read. ``mde`` is the smallest difference (in the primary metric's unit) it was sized for.
 
-    rule: Literal["fixed"]
+    ``fixed``: once, at a date or a size. ``always_valid``: whenever; intervals hold at every look and are tightest at
+    ``tightest_at`` units. ``group_sequential``: at ``looks`` times up to ``n`` units, with ``spending`` of the error rate.
+    """
+
+    rule: Literal["fixed", "always_valid", "group_sequential"]
     at: Moment | None = None
     n: int | None = Field(None, gt=0, description="planned units, over all arms")
     mde: float | None = Field(None, gt=0)
     power: float = Field(0.8, gt=0, lt=1)
+    looks: int | None = Field(None, ge=2, le=50)
+    spending: Literal["obrien_fleming", "pocock"] = "obrien_fleming"
+    tightest_at: int | None = Field(None, gt=1, description="units, over all arms; default: n, else 10,000")
 
     @model_validator(mode="after")
     def _something(self) -> Stop:
-        if self.at is None and self.n is None and self.mde is None:
-            raise ValueError("a stop names at, n or mde")
+        if self.rule == "fixed" and self.at is None and self.n is None and self.mde is None:
+            raise ValueError("a fixed stop names at, n or mde")
+        if self.rule == "group_sequential" and self.n is None:
+            raise ValueError(
+                "a group-sequential stop names n, the units at its last look: information is counted against it"
+            )
+        if self.rule == "group_sequential" and self.looks is None:
+            raise ValueError("a group-sequential stop names looks, how many there are at most")
+        if self.rule != "group_sequential" and (self.looks is not None or "spending" in self.model_fields_set):
+            raise ValueError("looks and spending belong to rule: group_sequential")
+        if self.rule != "always_valid" and self.tightest_at is not None:
+            raise ValueError("tightest_at belongs to rule: always_valid")
         return self
+
+
+def _cuped(raw: object) -> object:
+    return {"cuped": True} if raw == "cuped" else raw
+
+
+class Adjust(Noun):
+    """What was known before exposure and explains outcomes: it makes intervals shorter and moves no expected value.
+
+    ``cuped``: each metric by itself over the ``period`` before exposure. ``metrics``: other metrics over that period.
+    ``attributes``: numbers, or classes (one 0/1 column each). ``post_stratify``: one attribute, arms compared class by class
+    and weighed by the classes' shares.
+    """
+
+    cuped: bool = False
+    period: Duration | None = None
+    metrics: tuple[Name, ...] = ()
+    attributes: tuple[Name, ...] = ()
+    post_stratify: Name | None = None
+
+    @model_validator(mode="after")
+    def _something(self) -> Adjust:
+        regression = self.cuped or self.metrics or self.attributes
+        if not regression and self.post_stratify is None:
+            raise ValueError("adjust names cuped, metrics, attributes or post_stratify")
+        if regression and self.post_stratify is not None:
+            raise ValueError("post_stratify stands alone; put the attribute among attributes to use it with others")
+        return self
+
+
+AdjustRef = Annotated[Adjust, BeforeValidator(_cuped), _Or((("const", "cuped"),))]
+
+
+class OverTime(Noun):
+    """The effect on the primary metric by time since exposure, in steps of ``every``: does it wear off or grow?"""
+
+    every: Duration
+
+
+class Cumulative(Noun):
+    """The total gained since ``starts``, in whole steps of ``every``: what a holdout is kept for."""
+
+    every: Duration
+
+
+class Cannibalisation(Noun):
+    """Who gained what the treated surface gained: rows ``within`` a source, by ``by`` (a path or category), for each of ``paths``.
+
+    ``value`` is what is added up over the rows (default: rows are counted); ``treated`` is the surface under test
+    (default: the first of ``paths``). Rows of any other path are taken together.
+    """
+
+    within: Name
+    by: Sql
+    paths: tuple[Annotated[str, Field(min_length=1)], ...] = Field(min_length=2, max_length=20)
+    value: Sql | None = None
+    where: Sql | None = None
+    treated: str | None = None
+
+    @model_validator(mode="after")
+    def _known(self) -> Cannibalisation:
+        if len(set(self.paths)) != len(self.paths):
+            raise ValueError("a path is named twice")
+        if self.treated is not None and self.treated not in self.paths:
+            raise ValueError(f"treated {shown(self.treated)} is not one of paths")
+        return self
+
+    @property
+    def treated_path(self) -> str:
+        return self.paths[0] if self.treated is None else self.treated
+
+
+class Prior(Noun):
+    """A normal prior on the relative lift (0.05 is +5%), stated before the data are seen."""
+
+    mean: float = 0.0
+    sd: float = Field(gt=0)
+
+
+def _one_or_more(raw: object) -> object:
+    return (raw,) if isinstance(raw, str) else raw
 
 
 class Experiment(Noun):
     """A randomised comparison of arms. ``primary``, ``secondary`` and ``guardrails`` override the metrics' own roles here.
 
     With none of the three, every metric of the entity is read in its own role. ``starts`` and ``ends`` bound exposures.
+    ``cluster`` is the entity that was assigned where units are read within it. A ``switchback`` gives a whole unit (a
+    region) one arm after another: each ``period`` of a unit is one observation, without its first ``washout``.
+    ``trigger``: only units with such a row after assignment are read, from that row on.
     """
 
-    type: Literal["experiment", "holdout"] = "experiment"
+    type: Literal["experiment", "holdout", "switchback"] = "experiment"
     assignment: Assignment
     entity: Name | None = None
     hypothesis: str | None = None
     owner: str | None = None
-    primary: Name | None = None
+    primary: (
+        Annotated[tuple[Name, ...], BeforeValidator(_one_or_more), _Or((("type", "string"), ("pattern", f"^{_NAME}$")))]
+        | None
+    ) = None
     secondary: tuple[Name, ...] | None = None
     guardrails: tuple[Name, ...] | None = None
     window: Duration | None = None
@@ -531,6 +723,40 @@ class Experiment(Noun):
     starts: Moment | None = None
     ends: Moment | None = None
     stop: Stop | None = None
+    adjust: AdjustRef | None = None
+    segments: tuple[Name, ...] = ()
+    cluster: Name | None = None
+    trigger: EventRef | None = None
+    period: Duration | None = None
+    washout: Duration | None = None
+    over_time: OverTime | None = None
+    cumulative: Cumulative | None = None
+    cannibalisation: Cannibalisation | None = None
+    interactions: tuple[Name, ...] = ()
+    bayes: Prior | None = None
+
+    @model_validator(mode="after")
+    def _switchback(self) -> Experiment:
+        if (self.type == "switchback") != (self.period is not None):
+            raise ValueError("a switchback, and only a switchback, has a period: how long a unit keeps an arm")
+        if self.washout is not None and (self.period is None or self.washout >= self.period):
+            raise ValueError("washout belongs to a switchback, and is shorter than its period")
+        if self.period is not None and (self.trigger is not None or self.over_time is not None):
+            raise ValueError("a switchback has neither trigger nor over_time")
+        return self
+
+
+class Programme(Noun):
+    """Several experiments on one metric, read together: what the winners are worth once their luck is taken out.
+
+    ``shipped`` are the changes that were kept (default: those whose interval is an improvement); ``holdout`` is the
+    experiment against which their total is held.
+    """
+
+    experiments: tuple[Name, ...] = Field(min_length=3)
+    metric: Name
+    shipped: tuple[Name, ...] | None = None
+    holdout: Name | None = None
 
 
 # ---------------------------------------------------------------- money
@@ -623,7 +849,9 @@ class ProjectSpec(Noun):
     entities: dict[Name, Entity] = Field(default_factory=dict)
     sources: dict[Name, Source] = Field(default_factory=dict)
     metrics: dict[Name, Metric] = Field(default_factory=dict)
+    attributes: dict[Name, Attribute] = Field(default_factory=dict)
     experiments: dict[Name, Experiment] = Field(default_factory=dict)
+    programmes: dict[Name, Programme] = Field(default_factory=dict)
     values: dict[Name, Value] = Field(default_factory=dict)
     claims: dict[Name, Claim] = Field(default_factory=dict)
     reports: dict[Name, Report] = Field(default_factory=dict)

@@ -34,7 +34,7 @@ def metric_need(
     if isinstance(metric, nouns.NpsMetric):
         impossible = _both(metric.where, f"NOT (({metric.column}) BETWEEN 0 AND 10)")
         invalid = Measure(metric.from_, "count", None, impossible, _us(window))
-    return MetricNeed(name, tuple(measures_of(metric, window, default_window)), invalid)
+    return MetricNeed(name, tuple(measures_of(metric, window, default_window)), invalid, ratio=is_ratio(metric))
 
 
 def measures_of(metric: nouns.Metric, window: timedelta | None, default_window: timedelta | None) -> Iterator[Measure]:

@@ -423,7 +423,7 @@ class Statements:
             cutoff = cutoffs[metric.name]
             closed = exp.true() if cutoff is None else fragment("t0 <= $cutoff", cutoff=cutoff)
             enters = [] if cutoff is None else [closed]
-            if len(names) == 2:
+            if metric.ratio:
                 enters.append(fragment(f"NOT ({names[0]} = 0 AND {names[1]} = 0)"))
             for name in names:
                 it = column(name)
