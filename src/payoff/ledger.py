@@ -122,6 +122,15 @@ class Entry:
 
 
 @dataclass(frozen=True, slots=True)
+class Seen:
+    """One stored result: when it was made, by whom (empty where that was not kept), and what it said."""
+
+    at: str
+    actor: str
+    payload: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
 class StoredRun:
     """One run: ``header`` is its first entry, ``entries`` its results, claims and refusals as they were given."""
 
@@ -480,6 +489,19 @@ class Ledger:
             rows = connection.execute(self._newest(kind, name, project).limit(None)).mappings()
             entries = [self._entry(row) for row in rows]
         return [Version(e.seq, e.at, e.run_id, _figures(e.payload)) for e in reversed(entries)]
+
+    def looks(self, name: str, *, project: str | None = None, before: int | None = None) -> list[Seen]:
+        """Every stored result called ``name``, oldest first, with who made it; only those before entry ``before``."""
+        found = self._newest("result", name, project).limit(None)
+        headers = sa.select(_ENTRIES).where(_ENTRIES.c.kind == "run")
+        if before is not None:
+            found = found.where(_ENTRIES.c.seq < before)
+        with self._reading() as connection:
+            entries = [self._entry(row) for row in connection.execute(found).mappings()]
+            runs = {entry.run_id for entry in entries}
+            rows = connection.execute(headers.where(_ENTRIES.c.run_id.in_(runs))).mappings() if runs else ()
+            actors = {row["run_id"]: self._entry(row).payload.get("actor") for row in rows}
+        return [Seen(e.at, str(actors.get(e.run_id) or ""), e.payload) for e in reversed(entries)]
 
     def run(self, run_id: str) -> StoredRun:
         """The run with this id, or whose id is the only one to begin so. Raises UsageError when none or several do."""

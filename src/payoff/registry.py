@@ -9,6 +9,7 @@ from payoff.errors import UsageError, did_you_mean
 
 METHODS: dict[str, str] = {
     "experiment": "payoff.methods.experiment:ExperimentMethod",
+    "programme": "payoff.methods.programme:ProgrammeMethod",
 }
 
 

@@ -25,15 +25,16 @@ from payoff import __version__, registry
 from payoff import claims as pricing
 from payoff.errors import DataError, DefinitionError, Problem, UsageError, did_you_mean
 from payoff.ledger import ABSENT, SECTIONS, ChainReport, Difference, Ledger, StoredRun, compare, context_changes
-from payoff.methods.experiment import ExperimentDesign, MetricUse
-from payoff.result import Provenance, Refusal, Result
+from payoff.methods.experiment import AttributeUse, Beside, ExperimentDesign, MetricUse, before_name
+from payoff.result import Look, Provenance, Refusal, Result
 from payoff.spec import amount as amounts
 from payoff.spec import loader
 from payoff.spec.loader import LoadedProject
-from payoff.spec.nouns import DuckDBConnection, LedgerConnection
+from payoff.spec.nouns import Attribute, DuckDBConnection, LedgerConnection
 from payoff.warehouse.arms import ArmsReader
 from payoff.warehouse.doctor import Finding, examine
 from payoff.warehouse.engine import Progress
+from payoff.warehouse.layout import sources_of
 from payoff.warehouse.needs import ArmsData
 from payoff.warehouse.query import ExpressionError, select_only
 from payoff.warehouse.sources import Catalog, from_us
@@ -170,11 +171,15 @@ class Answer:
         """The plan in words: what was read, for what."""
         return "\n".join(describe(step) for step in self.run.plan)
 
-    def plot(self) -> str:
-        """The effects against zero (of a claim: its bridge from amount to net) as SVG text."""
+    def plot(self, what: str | None = None) -> str:
+        """The effects against zero (of a claim: its bridge from amount to net) as SVG text.
+
+        ``what`` asks for a closer look: "segments", "over_time", "cumulative", "cannibalisation", "precision" or
+        "peeking". Raises UsageError where the outcome has none.
+        """
         from payoff.report.html import chart
 
-        return chart(self._only())
+        return chart(self._only(), what)
 
     def _only(self) -> dict[str, Any]:
         """The run's dict with nothing but this outcome in it."""
@@ -292,6 +297,10 @@ class Project:
         return {name: Asked(self, "experiments", name) for name in self.loaded.spec.experiments}
 
     @cached_property
+    def programmes(self) -> dict[str, Asked]:
+        return {name: Asked(self, "programmes", name) for name in self.loaded.spec.programmes}
+
+    @cached_property
     def claims(self) -> dict[str, Asked]:
         return {name: Asked(self, "claims", name) for name in self.loaded.spec.claims}
 
@@ -301,72 +310,129 @@ class Project:
 
     # ---------------------------------------------------------------- what was asked
 
-    def _asked(self, names: Sequence[str] | None) -> tuple[list[str], list[str]]:
-        """(experiments, claims) for names such as ``x``, ``experiments.x`` or ``claims.y``; everything for None."""
+    def _asked(self, names: Sequence[str] | None) -> tuple[list[str], list[str], list[str]]:
+        """(experiments, claims, programmes) for names such as ``x``, ``experiments.x`` or ``claims.y``; everything for None."""
         spec = self.loaded.spec
-        if not names:
-            chosen, claims = list(spec.experiments), list(spec.claims)
-        else:
-            chosen, claims = [], []
-            for name in names:
-                kind, _, bare = name.rpartition(".")
-                if kind not in ("", "experiments", "claims"):
-                    raise UsageError(f"'{name}' is not an experiment or a claim of this project")
-                in_experiments = bare in spec.experiments and kind != "claims"
-                in_claims = bare in spec.claims and kind != "experiments"
-                if in_experiments and in_claims:
-                    raise UsageError(f"'{bare}' is an experiment and a claim; say experiments.{bare} or claims.{bare}")
-                if in_experiments:
-                    chosen.append(bare)
-                elif in_claims:
-                    claims.append(bare)
-                else:
-                    known = [*spec.experiments, *spec.claims]
-                    raise UsageError(
-                        f"'{name}' is not an experiment or a claim of this project{did_you_mean(bare, known)}"
-                    )
-        for claim in claims:
-            chosen += [e for e in spec.claims[claim].evidence if e not in chosen]
-        return list(dict.fromkeys(chosen)), list(dict.fromkeys(claims))
-
-    def _designs(self, experiments: Iterable[str]) -> list[ExperimentDesign]:
-        spec, loaded = self.loaded.spec, self.loaded
-        out = []
-        for name in experiments:
-            experiment = spec.experiments[name]
-            source_name, source = loaded.source_of(name)
-            uses = tuple(
-                MetricUse(use.metric, spec.metrics[use.metric], use.role, loaded.window_of(use.metric, name))
-                for use in loaded.metrics_of(name)
-            )
-            if not uses:
+        kinds: dict[str, Mapping[str, Any]] = {
+            "experiments": spec.experiments,
+            "claims": spec.claims,
+            "programmes": spec.programmes,
+        }
+        called = {"experiments": "an experiment", "claims": "a claim", "programmes": "a programme"}
+        asked: dict[str, list[str]] = {kind: [] if names else list(known) for kind, known in kinds.items()}
+        for name in names or ():
+            kind, _, bare = name.rpartition(".")
+            if kind not in ("", *kinds):
+                raise UsageError(f"'{name}' is not an experiment, a claim or a programme of this project")
+            found = [k for k in ([kind] if kind else kinds) if bare in kinds[k]]
+            if len(found) > 1:
                 raise UsageError(
-                    f"experiments.{name} reads no metric; name a primary, or define metrics over its units"
+                    f"'{bare}' is {' and '.join(called[k] for k in found)}; say {' or '.join(f'{k}.{bare}' for k in found)}"
                 )
-            measured = {use.name for use in uses}
-            crosses: set[tuple[str, str]] = set()
-            for claim in spec.claims.values():
-                if name in claim.evidence:
-                    priced = [m for m, _ in amounts.parse(claim.amount).effects if m in measured]
-                    crosses |= set(combinations(sorted(set(priced)), 2))
-            out.append(
-                ExperimentDesign(
-                    name=name,
-                    experiment=experiment,
-                    source=source_name,
-                    entity=loaded.entity_of(name),
-                    metrics=uses,
-                    zone=spec.timezone,
-                    currency=spec.currency,
-                    alpha=experiment.alpha or spec.defaults.alpha,
-                    min_cell=spec.defaults.min_cell,
-                    timed=source.time is not None,
-                    crosses=tuple(sorted(crosses)),
-                    default_window=experiment.window or spec.defaults.window,
-                    now_us=int(datetime.now(UTC).timestamp() * 1_000_000),
-                )
+            if not found:
+                known = [n for entries in kinds.values() for n in entries]
+                raise UsageError(f"'{name}' is not an experiment or a claim of this project{did_you_mean(bare, known)}")
+            asked[found[0]].append(bare)
+        chosen = asked["experiments"]
+        for claim in asked["claims"]:
+            chosen += [e for e in spec.claims[claim].evidence if e not in chosen]
+        for programme in asked["programmes"]:
+            declared = spec.programmes[programme]
+            chosen += [
+                e for e in (*declared.experiments, *([declared.holdout] if declared.holdout else [])) if e not in chosen
+            ]
+        return (
+            list(dict.fromkeys(chosen)),
+            list(dict.fromkeys(asked["claims"])),
+            list(dict.fromkeys(asked["programmes"])),
+        )
+
+    def _designs(
+        self, experiments: Iterable[str], looks: Mapping[str, tuple[Look, ...]] | None = None
+    ) -> list[ExperimentDesign]:
+        """Those asked for, then those that are only read because one of them is to be crossed with these."""
+        asked = list(experiments)
+        beside = [o for name in asked for o in self.loaded.spec.experiments[name].interactions if o not in asked]
+        designs = [self._design(name, (looks or {}).get(name, ())) for name in asked]
+        return [*designs, *(replace(self._design(o, ()), only_beside=True) for o in dict.fromkeys(beside))]
+
+    def _design(self, name: str, looks: tuple[Look, ...]) -> ExperimentDesign:
+        spec, loaded = self.loaded.spec, self.loaded
+        experiment = spec.experiments[name]
+        source_name, source = loaded.source_of(name)
+        cuped = experiment.adjust is not None and experiment.adjust.cuped
+        uses = tuple(
+            MetricUse(
+                use.metric,
+                spec.metrics[use.metric],
+                use.role,
+                loaded.window_of(use.metric, name),
+                loaded.adjust_period(use.metric, name) if cuped else None,
+            )
+            for use in loaded.metrics_of(name)
+        )
+        if not uses:
+            raise UsageError(f"experiments.{name} reads no metric; name a primary, or define metrics over its units")
+        measured = {use.name for use in uses}
+        crosses: set[tuple[str, str]] = set()
+        for claim in spec.claims.values():
+            if name in claim.evidence:
+                priced = [m for m, _ in amounts.parse(claim.amount).effects if m in measured]
+                crosses |= set(combinations(sorted(set(priced)), 2))
+        return ExperimentDesign(
+            name=name,
+            experiment=experiment,
+            source=source_name,
+            entity=loaded.entity_of(name),
+            metrics=uses,
+            zone=spec.timezone,
+            currency=spec.currency,
+            alpha=experiment.alpha or spec.defaults.alpha,
+            min_cell=spec.defaults.min_cell,
+            timed=source.time is not None,
+            crosses=tuple(sorted(crosses)),
+            default_window=experiment.window or spec.defaults.window,
+            now_us=int(datetime.now(UTC).timestamp() * 1_000_000),
+            attributes=self._attributes(name),
+            beside=tuple(
+                Beside(other, spec.experiments[other].assignment.control_arm) for other in experiment.interactions
+            ),
+            looks=looks,
+        )
+
+    def _attributes(self, name: str) -> dict[str, AttributeUse]:
+        """Every attribute that the experiment's adjustment and segments refer to."""
+        spec, loaded = self.loaded.spec, self.loaded
+        experiment = spec.experiments[name]
+        adjust = experiment.adjust
+        wanted = [*experiment.segments]
+        out: dict[str, AttributeUse] = {}
+        if adjust is not None:
+            wanted += [*adjust.attributes, *([adjust.post_stratify] if adjust.post_stratify else [])]
+            for metric in adjust.metrics:
+                period = loaded.adjust_period(metric, name)
+                known = Attribute(metric=metric, period=period)
+                out[before_name(metric)] = AttributeUse(before_name(metric), known, "", spec.metrics[metric])
+        for attribute in dict.fromkeys(wanted):
+            known, source = loaded.attribute(attribute, name)
+            out[attribute] = AttributeUse(
+                attribute, known, source, spec.metrics[known.metric] if known.metric is not None else None
             )
         return out
+
+    def _looks(self, experiments: Iterable[str], before: int | None = None) -> dict[str, tuple[Look, ...]]:
+        """Who read each experiment when, as the ledger tells it: runs before entry ``before`` (default: all), oldest first."""
+        spec = self.loaded.spec
+        if spec.ledger is None and not self._ledger_path.exists():
+            return {}
+        with self.ledger(read_only=True) as ledger:
+            return {
+                name: tuple(
+                    Look(seen.at, seen.actor, seen.payload["provenance"]["as_of"], _units_seen(seen.payload))
+                    for seen in ledger.looks(f"experiments.{name}", project=spec.project, before=before)
+                )
+                for name in experiments
+            }
 
     # ---------------------------------------------------------------- reading
 
@@ -423,20 +489,12 @@ class Project:
 
     def _sources_of(self, designs: Sequence[ExperimentDesign]) -> list[str]:
         method = registry.method("experiment")
-        found: list[str] = []
-        for design in designs:
-            need = method.needs(design)
-            found.append(need.source)
-            for metric in need.metrics:
-                for measure in metric.measures:
-                    found.append(measure.source)
-                    if measure.after is not None:
-                        found.append(measure.after.source)
-        return list(dict.fromkeys(found))
+        needs = [method.needs(design) for design in designs]
+        return list(dict.fromkeys(s for need in needs for s in (need.source, *sorted(sources_of(need)))))
 
     def plan(self, names: Sequence[str] | None = None) -> list[Step]:
         """The reads that a run would do, in order, with their SQL. Looks at columns, reads no rows."""
-        experiments, _ = self._asked(names)
+        experiments, _, _ = self._asked(names)
         designs = self._designs(experiments)
         if not designs:
             return []
@@ -456,15 +514,19 @@ class Project:
         progress: Progress | None = None,
         actor: str | None = None,
         command: str | None = None,
+        looks_before: int | None = None,
     ) -> Run:
-        """Answer the experiments and claims named (default: all), and append the run to the ledger unless ``record`` is off."""
+        """Answer the experiments and claims named (default: all), and append the run to the ledger unless ``record`` is off.
+
+        Earlier looks at an experiment are read from the ledger; ``looks_before`` takes those before that entry only.
+        """
         spec = self.loaded.spec
         started = datetime.now(UTC)
         today = today or started.date()
         if record:
             self.ledger().close()  # one that cannot be opened is told before the work, not after it
-        experiments, claim_names = self._asked(names)
-        designs = self._designs(experiments)
+        experiments, claim_names, programmes = self._asked(names)
+        designs = self._designs(experiments, self._looks(experiments, looks_before))
         outcomes: dict[str, Result | Refusal] = {}
         plan: tuple[Step, ...] = ()
         fingerprints: dict[str, str] = {}
@@ -481,6 +543,8 @@ class Project:
                 fetched = reader.fetch()
                 plan = tuple(reader.steps)
                 for design in designs:
+                    if design.only_beside:
+                        continue
                     data: ArmsData = fetched[design.name]
                     rng = np.random.default_rng([seed, len(outcomes)])
                     outcome = method.answer(design, data, rng)
@@ -502,6 +566,23 @@ class Project:
                         outcome = replace(outcome, provenance=provenance)
                     outcomes[design.name] = outcome
                 counts = {claim: self._count(catalog, claim, designs) for claim in claim_names}
+        programme = registry.method("programme")
+        for name in programmes:
+            outcome = programme.answer(
+                name, spec.programmes[name], outcomes, np.random.default_rng([seed, len(outcomes)])
+            )
+            if isinstance(outcome, Result):
+                of = [o for e in (*spec.programmes[name].experiments,) if isinstance(o := outcomes.get(e), Result)]
+                provenance = Provenance(
+                    sql=tuple(dict.fromkeys(step for o in of for step in o.provenance.sql)),
+                    definition_hash=self.loaded.definition_hash,
+                    data_fingerprint=_digest(*(o.provenance.data_fingerprint for o in of)),
+                    seed=seed,
+                    as_of=max((o.provenance.as_of for o in of if o.provenance.as_of), default=None),
+                    versions=versions,
+                )
+                outcome = replace(outcome, provenance=provenance)
+            outcomes[f"programmes.{name}"] = outcome
         priced: list[pricing.ClaimResult] = []
         refusals = [o for o in outcomes.values() if isinstance(o, Refusal)]
         for claim in claim_names:
@@ -577,11 +658,15 @@ class Project:
 
     # ---------------------------------------------------------------- what is kept
 
+    @property
+    def _ledger_path(self) -> Path:
+        return self.root / ".payoff" / "ledger.db"
+
     def ledger(self, *, read_only: bool = False) -> Ledger:
         """The ledger of results: the project's own, or the connection that ``ledger:`` names."""
         spec = self.loaded.spec
         if spec.ledger is None:
-            return Ledger.open(self.root / ".payoff" / "ledger.db", read_only=read_only)
+            return Ledger.open(self._ledger_path, read_only=read_only)
         connection = spec.connections[spec.ledger]
         assert isinstance(connection, LedgerConnection)
         url, local = connection.url, "sqlite:///"
@@ -601,7 +686,7 @@ class Project:
             if stored is None:
                 raise UsageError("no run of this project is stored yet; make one with: payoff run")
             return stored, tuple(entry.name for entry in stored.entries)
-        full = [name] if "." in name else [f"experiments.{name}", f"claims.{name}"]
+        full = [name] if "." in name else [f"experiments.{name}", f"claims.{name}", f"programmes.{name}"]
         found = [e for n in full for kind in SECTIONS.values() if (e := ledger.latest(kind, n, project=spec.project))]
         if len({entry.name for entry in found}) > 1:
             raise UsageError(f"'{name}' is an experiment and a claim; say {full[0]} or {full[1]}")
@@ -609,7 +694,7 @@ class Project:
             newest = max(found, key=lambda entry: entry.seq)
             return ledger.run(newest.run_id), (newest.name,)
         bare = name.rpartition(".")[2]
-        known = [*spec.experiments, *spec.claims]
+        known = [*spec.experiments, *spec.claims, *spec.programmes]
         if bare in known:
             raise UsageError(f"'{name}' is declared, but no run of it is stored yet; make one with: payoff run {name}")
         close = did_you_mean(bare, known)
@@ -632,12 +717,19 @@ class Project:
                 return Verification(chain)
             stored, names = self.recall(ledger, name)
         spec, old = self.loaded.spec, stored.to_dict()
-        declared = {*(f"experiments.{e}" for e in spec.experiments), *(f"claims.{c}" for c in spec.claims)}
+        declared = {
+            *(f"experiments.{e}" for e in spec.experiments),
+            *(f"claims.{c}" for c in spec.claims),
+            *(f"programmes.{p}" for p in spec.programmes),
+        }
         again = list(dict.fromkeys(entry.name for entry in stored.entries if entry.name in declared))
         new: dict[str, Any] = {}
         if again:
             day = date.fromisoformat(old.get("today") or old["started"][:10])
-            new = self.run(again, seed=old["seed"], record=False, today=day, progress=progress).to_dict()
+            earlier = min(entry.seq for entry in (stored.header, *stored.entries))
+            new = self.run(
+                again, seed=old["seed"], record=False, today=day, progress=progress, looks_before=earlier
+            ).to_dict()
         fresh = {(k, item["name"]): item for section, k in SECTIONS.items() for item in new.get(section, ())}
         figures = []
         for entry in stored.entries:
@@ -656,6 +748,15 @@ class Project:
 def replace_path(connection: DuckDBConnection) -> DuckDBConnection:
     """The same settings without the database, for a run that reads only files."""
     return connection.model_copy(update={"path": None})
+
+
+def _units_seen(payload: Mapping[str, Any]) -> int:
+    """The units that a stored result was decided on."""
+    peeking = (payload.get("closer") or {}).get("peeking")
+    if peeking:
+        return int(peeking["looks"][-1]["units"])
+    first = payload["arms"][0]["metric"]  # kept before looks were
+    return sum(int(arm["n"]) for arm in payload["arms"] if arm["metric"] == first)
 
 
 def _digest(*parts: object) -> str:

@@ -1,28 +1,46 @@
-"""Randomised comparisons at a fixed horizon: experiments and holdouts, two or more arms against control.
+"""Randomised comparisons: experiments, holdouts and switchbacks, two or more arms against control.
 
-The method says what it needs (moments by arm), and answers from those alone. All figures come from `stats.compare`.
+The method says what it needs (moments by arm), and answers from those alone. All figures come from `stats`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from itertools import combinations, product
 from typing import ClassVar
 
 import numpy as np
 
-from payoff.estimate import Bounds, Estimate, Normal
+from payoff.estimate import Bounds, Estimate
+from payoff.methods.experiment import when, where, who
 from payoff.methods.experiment.checks import caveat_of, run_checks
-from payoff.methods.experiment.design import ExperimentDesign, MetricUse, Reading, improvement, span
-from payoff.methods.experiment.words import finding, headline, question, remedy, sentence, verdict_of, windows
-from payoff.result import Arm, Assumption, MetricReading, Refusal, Result
+from payoff.methods.experiment.closer import bayes, capping, diluted, overturn, precision
+from payoff.methods.experiment.design import (
+    AttributeUse,
+    Beside,
+    ExperimentDesign,
+    MetricUse,
+    Reading,
+    improvement,
+)
+from payoff.methods.experiment.reading import Reader, correct_families
+from payoff.methods.experiment.when import before_name
+from payoff.methods.experiment.words import assumed, finding, headline, question, sentence, verdict_of
+from payoff.result import Arm, Assumption, Closer, MetricReading, Refusal, Result
 from payoff.stats import compare
-from payoff.warehouse.measures import is_ratio, metric_need, origin, unit_of
-from payoff.warehouse.needs import ArmsData, ArmsNeed
-from payoff.warehouse.sources import from_us, to_us
+from payoff.warehouse.measures import (
+    calendar_need,
+    cannibalisation_need,
+    measures_of,
+    metric_need,
+    step_need,
+)
+from payoff.warehouse.needs import Anchor, ArmsData, ArmsNeed, AttributeNeed, MetricNeed
+from payoff.warehouse.sources import to_us
 
-__all__ = ["ExperimentDesign", "ExperimentMethod", "MetricUse"]
+__all__ = ["AttributeUse", "Beside", "ExperimentDesign", "ExperimentMethod", "MetricUse", "before_name"]
 
 
 class ExperimentMethod:
@@ -31,10 +49,6 @@ class ExperimentMethod:
         Assumption("Each unit kept to one arm; those seen in several are left out and counted.", "several_arms"),
         Assumption("One unit's arm does not change another unit's outcome (no spill-over between arms)."),
         Assumption("Exposures and outcomes were recorded alike in every arm.", "missing_ids"),
-        Assumption(
-            "The read-out was planned for one moment; looking earlier makes chance findings more likely.",
-            "planned_stop",
-        ),
         Assumption("There are enough units for means to be close to normal.", "few_units"),
     )
     checks: ClassVar[tuple[str, ...]] = (
@@ -46,11 +60,20 @@ class ExperimentMethod:
         "unknown_arms",
         "open_windows",
         "planned_stop",
+        "peeking",
         "planned_size",
         "values_missing",
         "few_units",
         "repeated_ids",
         "out_of_range",
+        "negative_values",
+        "heavy_tail",
+        "balance",
+        "covariates",
+        "clusters",
+        "sign_flip",
+        "interference",
+        "contamination",
         "clock",
         "dates",
         "freshness",
@@ -61,7 +84,7 @@ class ExperimentMethod:
 
     def needs(self, design: ExperimentDesign) -> ArmsNeed:
         assignment, experiment = design.experiment.assignment, design.experiment
-        return ArmsNeed(
+        need = ArmsNeed(
             experiment=design.name,
             source=design.source,
             entity=design.entity,
@@ -70,9 +93,50 @@ class ExperimentMethod:
             starts_us=None if experiment.starts is None else to_us(experiment.starts, design.zone),
             ends_us=None if experiment.ends is None else to_us(experiment.ends, design.zone),
             arms=tuple(assignment.split or ()),
-            metrics=tuple(metric_need(u.name, u.metric, u.window, design.default_window) for u in design.metrics),
-            crosses=design.crosses,
+            metrics=(),
+            cluster=experiment.cluster,
+            period_us=when.microseconds(experiment.period),
         )
+        if design.only_beside:
+            return need
+        adjust, segments = experiment.adjust, list(experiment.segments)
+        covariates: list[str] = []
+        attributes = [_attribute_need(design, use) for use in design.attributes.values()]
+        if adjust is not None:
+            covariates += adjust.attributes
+            if adjust.post_stratify is not None and adjust.post_stratify not in segments:
+                segments.append(adjust.post_stratify)
+            for use in design.attributes.values():
+                if use.metric is not None and use.name in when.before_names(adjust):
+                    covariates.append(use.name)
+        trigger = experiment.trigger
+        return replace(
+            need,
+            metrics=tuple(self._metrics(design)),
+            crosses=design.crosses,
+            attributes=tuple(attributes),
+            covariates=tuple(dict.fromkeys(covariates)),
+            segments=tuple(segments),
+            trigger=None if trigger is None else Anchor(trigger.source, trigger.where, None),
+            beside=tuple(other.name for other in design.beside),
+            beside_metrics=tuple(u.name for u in design.primaries) if design.beside else (),
+        )
+
+    def _metrics(self, design: ExperimentDesign) -> list[MetricNeed]:
+        experiment = design.experiment
+        out = []
+        for use in design.metrics:
+            need = metric_need(
+                use.name, use.metric, use.window, design.default_window, before=use.before, level=design.level
+            )
+            if experiment.period is not None:
+                need = when.in_period(need, experiment.period, experiment.washout)
+            out.append(need)
+        out += [step_need(when.steps_of(u), u.metric, edges) for u, edges in when.step_edges(design)]
+        out += [calendar_need(when.calendar_of(u), u.metric, edges) for u, edges in when.calendar_edges(design)]
+        if experiment.cannibalisation is not None:
+            out.append(cannibalisation_need(where.NAME, experiment.cannibalisation, where.window(design)))
+        return out
 
     # ---------------------------------------------------------------- answer
 
@@ -83,18 +147,21 @@ class ExperimentMethod:
         if refusal is not None:
             return refusal
         treatments = sorted(arm for arm in data.exposed if arm != control)
+        reader = Reader(design, data, control, treatments)
         readings: list[Reading] = []
         refusals: list[Refusal] = []
         for use in design.metrics:
-            reading, refused = self._read(design, data, use, control, treatments)
+            reading, refused = reader.read(use)
             refusals += refused
             if reading is not None:
                 readings.append(reading)
         if not readings:
             reasons = "; ".join(f"{r.name.rsplit('.', 1)[1]}: {r.reason}" for r in refusals)
             return Refusal(name, f"no metric can be read: {reasons}", refusals[0].remedy)
+        correct_families(readings, design.alpha)
         estimates, arms, no_lift = self._figures(design, readings, control)
-        checks = run_checks(design, data, readings, control)
+        closer, more = self._closer(reader, readings, refusals, rng)
+        checks = run_checks(reader, readings, closer)
         read = tuple(self._judge(design, r, arm, control) for r in readings for arm in r.differences)
         failed = [c for c in checks if c.status == "fail"]
         verdict = verdict_of(read, failed)
@@ -108,19 +175,7 @@ class ExperimentMethod:
                 if (r.use.name, f"{arm} vs {control}") in leading
             ]
             verdict = "above target" if any(reached) else verdict
-        left_out = {
-            "units seen in several arms": data.several_arms,
-            "units of an arm that is not declared": sum(data.unknown_arms.values()),
-            f"rows without an id ({data.unit_column})": data.rows_without_id,
-            "rows without a time": data.rows_without_time,
-            "rows without an arm": data.rows_without_arm,
-        }
-        for r in readings:
-            numbers = data.metrics[r.use.name]
-            left_out[f"units whose window is still open ({r.use.name})"] = sum(numbers.ineligible.values())
-            left_out[f"units without a value ({r.use.name})"] = sum(numbers.without.values())
-            left_out[f"rows with an impossible value ({r.use.name})"] = numbers.invalid
-        assumptions = [*self.assumptions, *windows(design, readings), *no_lift]
+        closer = replace(closer, overturn=overturn(reader, readings, closer, failed))
         return Result(
             name=name,
             question=design.experiment.hypothesis or question(design, readings, control),
@@ -128,17 +183,46 @@ class ExperimentMethod:
             design="randomised",
             verdict=verdict,
             grade="A" if not failed else "C",
-            finding=finding(read, failed),
-            estimates=tuple(estimates),
+            finding=finding(read, failed, closer),
+            estimates=(*estimates, *more),
             arms=tuple(arms),
             readings=read,
             checks=tuple(checks),
-            assumptions=tuple(assumptions),
+            assumptions=(*self.assumptions, *assumed(reader, readings), *no_lift),
             owner=design.experiment.owner,
-            left_out={reason: n for reason, n in left_out.items() if n},
+            left_out=_left_out(data, readings),
             refusals=tuple(refusals),
             correlations=_correlations(data, readings, control),
+            closer=closer,
         )
+
+    def _closer(
+        self, reader: Reader, readings: list[Reading], refusals: list[Refusal], rng: np.random.Generator
+    ) -> tuple[Closer, list[Estimate]]:
+        """The closer looks that were asked for; what of them is an estimate too; why some could not be had."""
+        segments, by_segment, refused = who.segments(reader, readings)
+        refusals += refused
+        over_time, refused = when.over_time(reader, readings, rng)
+        refusals += refused
+        cannibalisation, of_paths, refused = where.displacement(reader)
+        refusals += refused
+        interactions = where.interactions(reader, readings)
+        readings_of_lift, credible, refused = bayes(reader, readings)
+        refusals += refused
+        diluted_, of_everyone, refused = diluted(reader, readings)
+        refusals += refused
+        closer = Closer(
+            precision=precision(reader, readings),
+            segments=segments,
+            over_time=over_time,
+            cannibalisation=cannibalisation,
+            interactions=interactions,
+            bayes=readings_of_lift,
+            diluted=diluted_,
+            capping=capping(reader, readings),
+            peeking=when.peeking(reader),
+        )
+        return closer, [*by_segment, *of_paths, *credible, *of_everyone]
 
     def _refuse_whole(self, name: str, design: ExperimentDesign, data: ArmsData, control: str) -> Refusal | None:
         found = ", ".join(f"'{arm}' ({n:,})" for arm, n in sorted(data.exposed.items())) or "none"
@@ -146,6 +230,14 @@ class ExperimentMethod:
         if data.rows == 0:
             return Refusal(
                 name, f"source '{source}' has no row for this experiment", "check the source, where, starts and ends"
+            )
+        if not data.exposed and data.untriggered:
+            trigger = design.experiment.trigger
+            return Refusal(
+                name,
+                f"none of the {sum(data.untriggered.values()):,} exposed units has a row of the trigger"
+                f" '{trigger.source if trigger else ''}' after exposure",
+                "check the trigger's source and where; it must be recorded in every arm, where the feature would have shown too",
             )
         if not data.exposed:
             return Refusal(
@@ -180,36 +272,14 @@ class ExperimentMethod:
                 f"arm '{small[0]}' has fewer than {design.min_cell} units, the smallest group this project shows",
                 "wait for more units (defaults.min_cell protects people in small groups)",
             )
+        refused = [p for p in data.attributes.values() if p.refused is not None and p.name in _adjusting(design)]
+        if refused:
+            return Refusal(
+                name,
+                f"it is to be adjusted for '{refused[0].name}', which cannot serve: {refused[0].refused}",
+                "adjust only for what was known before exposure; leave the attribute out, or give its source a time",
+            )
         return None
-
-    def _read(
-        self, design: ExperimentDesign, data: ArmsData, use: MetricUse, control: str, treatments: list[str]
-    ) -> tuple[Reading | None, list[Refusal]]:
-        """The metric's figures for the arms that have them, and why the others do not."""
-        name = f"experiments.{design.name}.{use.name}"
-        for position, cap in enumerate(data.metrics[use.name].caps):
-            if cap is not None and cap <= 0:
-                part = ("numerator", "denominator")[position] if is_ratio(use.metric) else "values"
-                return None, [
-                    Refusal(
-                        name,
-                        f"the cap's percentile of the pooled {part} is {cap:g}, which would cap every unit to it",
-                        "cap at a percentile of the units that have any: cap: {percentile: 99, of: nonzero}",
-                    )
-                ]
-        out = Reading(use, unit_of(use.metric, design.currency, design.entity))
-        refused: list[Refusal] = []
-        for arm in [control, *treatments]:
-            level = _level(name, design, data, use, arm)
-            if isinstance(level, Refusal):
-                refused.append(level)
-                if arm == control:
-                    break
-            else:
-                out.levels[arm] = level
-                if arm != control:
-                    out.differences[arm] = compare.difference(level, out.levels[control])
-        return (out if out.differences else None), refused
 
     def _figures(
         self, design: ExperimentDesign, readings: list[Reading], control: str
@@ -220,29 +290,54 @@ class ExperimentMethod:
         for r in readings:
             for arm, level in r.levels.items():
                 low, high = level.interval(design.level)
-                arms.append(Arm(arm, r.use.name, level.n, level.value, low, high, r.unit))
+                arms.append(Arm(arm, r.use.name, r.units[arm], level.value, low, high, r.unit))
             for arm, gap in r.differences.items():
                 estimate = partial(
                     Estimate,
                     metric=r.use.name,
                     contrast=f"{arm} vs {control}",
-                    interval_kind="confidence",
-                    n={arm: r.levels[arm].n, control: r.levels[control].n},
+                    interval_kind=r.rule.interval_kind,
+                    n={arm: r.units[arm], control: r.units[control]},
                     level=design.level,
                 )
-                spread = Normal(gap.se, gap.df)
+                quantile = r.use.metric.kind == "quantile"
+                n = r.count(arm)
                 estimates.append(
-                    estimate(estimand="difference in means", value=gap.value, unit=r.unit, uncertainty=spread)
+                    estimate(
+                        estimand="difference in quantiles" if quantile else "difference in means",
+                        value=gap.value,
+                        unit=r.unit,
+                        uncertainty=r.rule.uncertainty(gap.value, gap.se, gap.df, n, design.level),
+                        correction=r.corrections.get(arm),
+                    )
                 )
-                lift = compare.relative_lift(r.levels[arm], r.levels[control], design.level)
+                if r.adjusted is not None:
+                    raw = compare.difference(r.plain[arm], r.plain[control])
+                    estimates.append(
+                        estimate(
+                            estimand="difference in means, unadjusted",
+                            value=raw.value,
+                            unit=r.unit,
+                            uncertainty=r.rule.uncertainty(raw.value, raw.se, raw.df, n, design.level),
+                        )
+                    )
+                lift = compare.relative_lift(
+                    r.levels[arm], r.levels[control], design.level, covariance=r.between(arm, control)
+                )
                 if isinstance(lift, compare.NoRelativeLift):
                     no_lift.append(Assumption(f"No relative lift of {r.use.name} ({arm}): {lift.reason}."))
                     continue
-                of_lift = (
-                    Normal(lift.se_log, lift.df, "log1p")
-                    if isinstance(lift, compare.LogDelta)
-                    else Bounds(lift.low, lift.high, lift.level, lift.p_value)
-                )
+                if isinstance(lift, compare.LogDelta):
+                    of_lift = r.rule.uncertainty(lift.value, lift.se_log, lift.df, n, design.level, log=True)
+                elif r.rule.kind == "fixed":
+                    of_lift = Bounds(lift.low, lift.high, lift.level, lift.p_value)
+                else:
+                    no_lift.append(
+                        Assumption(
+                            f"No relative lift of {r.use.name} ({arm}): its interval would hold at one planned look only."
+                        )
+                    )
+                    continue
                 estimates.append(
                     estimate(estimand="relative lift", value=lift.value, unit="relative", uncertainty=of_lift)
                 )
@@ -273,35 +368,50 @@ class ExperimentMethod:
         )
 
 
-def _level(name: str, design: ExperimentDesign, data: ArmsData, use: MetricUse, arm: str) -> compare.Level | Refusal:
-    """The metric's level in one arm, or why there is none."""
-    numbers = data.metrics[use.name]
-    m = numbers.moments.get(arm)
-    if m is None or numbers.eligible.get(arm, 0) == 0:
-        as_of = "" if data.as_of_us is None else f" (the data goes to {from_us(data.as_of_us)})"
-        return Refusal(
-            name,
-            f"the window of {span(use)} is not yet over for any unit of arm '{arm}'{as_of}",
-            "wait until the first windows have closed, or declare a shorter window; if the data is complete to a"
-            " later time than its last row, say so on the source: through: TIME",
-        )
-    if m.n == 0:
-        return Refusal(
-            name,
-            f"no unit of arm '{arm}' has a value",
-            f"check {origin(use.metric)} and its where; units without a row are left out of this kind of metric",
-        )
-    if m.n < design.min_cell:
-        return Refusal(
-            name,
-            f"arm '{arm}' has fewer than {design.min_cell} units with a value, the smallest group this project shows",
-            "wait for more units",
-        )
-    scale = 100.0 if use.metric.kind == "nps" else 1.0
-    try:
-        return compare.ratio_level(m, scale) if is_ratio(use.metric) else compare.mean_level(m, scale)
-    except ValueError as error:
-        return Refusal(name, f"arm '{arm}': {error}", remedy(m))
+def _adjusting(design: ExperimentDesign) -> set[str]:
+    adjust = design.experiment.adjust
+    if adjust is None:
+        return set()
+    return {*adjust.attributes, *when.before_names(adjust), *([adjust.post_stratify] if adjust.post_stratify else [])}
+
+
+def _attribute_need(design: ExperimentDesign, use: AttributeUse) -> AttributeNeed:
+    attribute = use.attribute
+    measure = None
+    if use.metric is not None:
+        assert attribute.period is not None
+        first = next(iter(measures_of(use.metric, None, design.default_window)))
+        measure = replace(first, after=None, cap=None, from_us=-(when.microseconds(attribute.period) or 0), window_us=0)
+    return AttributeNeed(
+        name=use.name,
+        source=use.source if measure is None else measure.source,
+        column=attribute.column,
+        since=attribute.since,
+        measure=measure,
+        cuts=attribute.cuts,
+        quantiles=attribute.quantiles,
+        labels=attribute.labels,
+    )
+
+
+def _left_out(data: ArmsData, readings: list[Reading]) -> Mapping[str, int]:
+    out = {
+        "units seen in several arms": data.several_arms,
+        "units of an arm that is not declared": sum(data.unknown_arms.values()),
+        f"rows without an id ({data.unit_column})": data.rows_without_id,
+        "rows without a time": data.rows_without_time,
+        "rows without an arm": data.rows_without_arm,
+        "exposed units that never triggered": sum(data.untriggered.values()),
+    }
+    if data.cluster is not None:
+        out["clusters seen in several arms"] = data.cluster.several_arms
+        out["units without a cluster"] = data.cluster.without
+    for r in readings:
+        numbers = data.metrics[r.use.name]
+        out[f"units whose window is still open ({r.use.name})"] = sum(numbers.ineligible.values())
+        out[f"units without a value ({r.use.name})"] = sum(numbers.without.values())
+        out[f"rows with an impossible value ({r.use.name})"] = numbers.invalid
+    return {reason: n for reason, n in out.items() if n}
 
 
 def _correlations(
@@ -312,14 +422,32 @@ def _correlations(
     out: dict[tuple[tuple[str, str], tuple[str, str]], float] = {}
     for r in readings:  # arms share their control, and with it its error
         for arm, other in combinations(r.differences, 2):
-            share = r.levels[control].se ** 2 / (r.differences[arm].se * r.differences[other].se)
-            out[(r.use.name, f"{arm} vs {control}"), (r.use.name, f"{other} vs {control}")] = share
+            shared = r.levels[control].se ** 2 + r.between(arm, other)
+            shared -= r.between(arm, control) + r.between(other, control)
+            share = shared / (r.differences[arm].se * r.differences[other].se)
+            out[(r.use.name, f"{arm} vs {control}"), (r.use.name, f"{other} vs {control}")] = min(1.0, max(-1.0, share))
     for (a, b), joint in data.crosses.items():
         if a not in by_name or b not in by_name:
             continue
+        if not (by_name[a].levels[control].weights and by_name[b].levels[control].weights):
+            continue  # a quantile has no linear form, so what it shares with another metric is not known
         for arm, other in product(by_name[a].differences, by_name[b].differences):
             same = (arm, control) if arm == other else (control,)
-            shared = [(by_name[a].levels[x], by_name[b].levels[x], joint[x]) for x in same]
-            value = compare.difference_correlation(by_name[a].differences[arm], by_name[b].differences[other], shared)
+            shared_arms = [
+                (
+                    _whole(by_name[a].levels[x], data.metrics[a].moments[x].k),
+                    _whole(by_name[b].levels[x], data.metrics[b].moments[x].k),
+                    joint[x],
+                )
+                for x in same
+            ]
+            value = compare.difference_correlation(
+                by_name[a].differences[arm], by_name[b].differences[other], shared_arms
+            )
             out[(a, f"{arm} vs {control}"), (b, f"{other} vs {control}")] = value
     return out
+
+
+def _whole(level: compare.Level, k: int) -> compare.Level:
+    """The level as linear in all ``k`` columns of its Moments: what it does not depend on has no weight."""
+    return replace(level, weights=(*level.weights, *[0.0] * (k - len(level.weights))))

@@ -6,9 +6,10 @@ import re
 
 from payoff import formats
 from payoff.methods.experiment.design import ExperimentDesign, MetricUse, Reading
-from payoff.result import Check
+from payoff.methods.experiment.reading import Reader, units_of
+from payoff.result import Check, Closer
 from payoff.spec import nouns
-from payoff.stats import compare
+from payoff.stats import adjust, compare
 from payoff.warehouse.measures import metric_need
 from payoff.warehouse.needs import ROWS, ArmsData, MetricMoments
 from payoff.warehouse.sources import from_us, to_us
@@ -20,13 +21,17 @@ _DAY_US = 86_400_000_000
 _UNREAD_OPENS = re.compile(r"(^|_)opens?(_|$)", re.IGNORECASE)
 
 
-def run_checks(design: ExperimentDesign, data: ArmsData, readings: list[Reading], control: str) -> list[Check]:
+def run_checks(reader: Reader, readings: list[Reading], closer: Closer) -> list[Check]:
+    design, data, control = reader.design, reader.data, reader.control
     return [
         _srm(design, data),
         *_row_checks(design, data),
         _freshness_check(design, data, readings),
-        *_plan_checks(design, data, readings, control),
+        *_plan_checks(reader, readings, closer),
         *_value_checks(data, readings, control),
+        *_distribution_checks(data, readings, closer),
+        *_adjustment_checks(reader, readings),
+        *_structure_checks(design, data, closer),
         *_trust_checks(readings),
     ]
 
@@ -201,7 +206,8 @@ def _null_check(check: str, source: str, column: str, n: int, rows: int, what: s
     )
 
 
-def _plan_checks(design: ExperimentDesign, data: ArmsData, readings: list[Reading], control: str) -> list[Check]:
+def _plan_checks(reader: Reader, readings: list[Reading], closer: Closer) -> list[Check]:
+    design, data, control = reader.design, reader.data, reader.control
     out: list[Check] = []
     open_units = {r.use.name: sum(data.metrics[r.use.name].ineligible.values()) for r in readings}
     total = sum(data.exposed.values())
@@ -224,33 +230,8 @@ def _plan_checks(design: ExperimentDesign, data: ArmsData, readings: list[Readin
             else "the table has no times, so no windows"
         )
         out.append(Check("open_windows", "pass" if design.timed else "not-run", 0.0 if design.timed else None, closed))
+    out += [_planned_stop(design, data, total, closer), _peeking(closer)]
     stop = design.experiment.stop
-    if stop is None or (stop.at is None and stop.n is None):
-        out.append(
-            Check(
-                "planned_stop",
-                "not-run",
-                None,
-                "no stop was registered: nobody can tell whether this read-out was the planned one",
-            )
-        )
-    else:
-        early: list[str] = []
-        if stop.at is not None and data.as_of_us is not None and data.as_of_us < to_us(stop.at, design.zone):
-            days = (to_us(stop.at, design.zone) - data.as_of_us) / 86_400e6
-            early.append(f"{days:,.1f} days before the planned stop ({stop.at:%Y-%m-%d})")
-        if stop.n is not None and total < stop.n:
-            early.append(f"with {total:,} of the {stop.n:,} planned units")
-        out.append(
-            Check(
-                "planned_stop",
-                "warn" if early else "pass",
-                None,
-                f"read {' and '.join(early)}: an interval for one planned look is too narrow when looked at early"
-                if early
-                else "read at or after the planned stop",
-            )
-        )
     primary = next((r for r in readings if r.use.part == "primary"), None)
     if stop is None or stop.mde is None or primary is None:
         out.append(Check("planned_size", "not-run", None, "no smallest effect worth finding (stop.mde) was registered"))
@@ -283,14 +264,79 @@ def _plan_checks(design: ExperimentDesign, data: ArmsData, readings: list[Readin
     return out
 
 
+def _planned_stop(design: ExperimentDesign, data: ArmsData, total: int, closer: Closer) -> Check:
+    """What was registered against what happened."""
+    stop, name = design.experiment.stop, "planned_stop"
+    if stop is None or (stop.rule == "fixed" and stop.at is None and stop.n is None):
+        return Check(
+            name, "not-run", None, "no stop was registered: nobody can tell whether this read-out was the planned one"
+        )
+    if stop.rule == "always_valid":
+        return Check(name, "pass", None, "the intervals are valid at any time, so there is no planned moment to miss")
+    if stop.rule == "group_sequential":
+        looks = closer.peeking.looks if closer.peeking is not None else ()
+        sizes = {look.units for look in looks}
+        share = closer.peeking.information if closer.peeking is not None else None
+        assert stop.looks is not None
+        assert stop.n is not None
+        if len(sizes) > stop.looks:
+            return Check(
+                name,
+                "warn",
+                float(len(sizes)),
+                f"{len(sizes)} looks were made and {stop.looks} were planned; the error is spent by what is in, so it still holds,"
+                " but later looks have little left to spend",
+            )
+        if share is not None and share > 1.1:
+            return Check(
+                name,
+                "warn",
+                share,
+                f"{share:.0%} of the {stop.n:,} planned units are in: the plan was over before this look",
+            )
+        return Check(
+            name,
+            "pass",
+            share,
+            f"look {len(sizes)} of at most {stop.looks}, with {share or 0:.0%} of the {stop.n:,} planned units",
+        )
+    early: list[str] = []
+    if stop.at is not None and data.as_of_us is not None and data.as_of_us < to_us(stop.at, design.zone):
+        days = (to_us(stop.at, design.zone) - data.as_of_us) / 86_400e6
+        early.append(f"{days:,.1f} days before the planned stop ({stop.at:%Y-%m-%d})")
+    if stop.n is not None and total < stop.n:
+        early.append(f"with {total:,} of the {stop.n:,} planned units")
+    return Check(
+        name,
+        "warn" if early else "pass",
+        None,
+        f"read {' and '.join(early)}: an interval for one planned look is too narrow when looked at early"
+        if early
+        else "read at or after the planned stop",
+    )
+
+
+def _peeking(closer: Closer) -> Check:
+    seen = closer.peeking
+    if seen is None:
+        return Check("peeking", "not-run", None, "no ledger tells who looked before")
+    sizes = {look.units for look in seen.looks}
+    others = sorted({look.by for look in seen.looks if look.by})
+    who = f" (by {', '.join(others)})" if others else ""
+    early = seen.rule == "fixed" and len(sizes) > 1
+    return Check(
+        "peeking", "warn" if early else "pass", seen.error if seen.rule == "fixed" else None, f"{seen.sentence}{who}"
+    )
+
+
 def _value_checks(data: ArmsData, readings: list[Reading], control: str) -> list[Check]:
     out: list[Check] = []
     for r in readings:
         numbers: MetricMoments = data.metrics[r.use.name]
-        having = {arm: numbers.moments[arm].n for arm in r.levels}
+        having = {arm: units_of(numbers, arm) for arm in r.levels}
         eligible = {arm: numbers.eligible[arm] for arm in having}
         # a ratio of sums stays a fair comparison when fewer units take part; an average over those who do does not
-        if having == eligible or r.use.metric.kind in ("ratio", "rate"):
+        if having == eligible or r.use.metric.kind in ("ratio", "rate", "quantile"):
             continue
         test = compare.missingness(having, eligible)
         shares = ", ".join(f"{arm} {having[arm] / eligible[arm]:.1%}" for arm in having)
@@ -319,10 +365,10 @@ def _value_checks(data: ArmsData, readings: list[Reading], control: str) -> list
     )
     doubts: list[Check] = []
     for r in readings:
-        if r.use.metric.kind == "nps":  # the rule is for metrics that are never below zero
+        if r.use.metric.kind in ("nps", "quantile"):  # the rule is for means of what is never below zero
             continue
         for arm in r.differences:
-            pair, names = (r.levels[arm], r.levels[control]), (arm, control)
+            pair, names = (r.plain[arm], r.plain[control]), (arm, control)  # skewness is of the values themselves
             doubt = compare.normal_approximation_doubtful(*pair, names=names)
             lift = doubt or compare.normal_approximation_doubtful(*pair, relative=True, names=names)
             if lift is not None:
@@ -330,6 +376,174 @@ def _value_checks(data: ArmsData, readings: list[Reading], control: str) -> list
                     Check("few_units", "warn", None, f"{r.use.name}{'' if doubt else ' (relative lift)'}: {lift}")
                 )
     return [*out, *(doubts or [Check("few_units", "pass", None, "enough units for normal intervals")])]
+
+
+def _distribution_checks(data: ArmsData, readings: list[Reading], closer: Closer) -> list[Check]:
+    """Values that were not to be expected: below zero where money is added up, or one unit that outweighs the rest."""
+    sums = [r.use.name for r in readings if r.use.metric.kind in ("sum", "mean", "ratio")]
+    below = {name: n for name in sums if (n := data.metrics[name].negative)}
+    listed = "; ".join(
+        f"{name}: {n:,} units are below zero (the lowest is {min(data.metrics[name].lowest):,.4g})"
+        for name, n in below.items()
+    )
+    out = [
+        Check(
+            "negative_values",
+            "warn" if below else "pass" if sums else "not-run",
+            float(sum(below.values())) if sums else None,
+            f"{listed}; refunds and returns make such values, and so do errors: they count as they are, and a cap cuts from above only"
+            if below
+            else "no unit is below zero"
+            if sums
+            else "no metric here adds up values",
+        )
+    ]
+    heavy = {c.metric: c for c in closer.capping}
+    out += [Check("heavy_tail", "warn", c.share, c.sentence) for c in heavy.values()]
+    if not heavy:
+        out.append(Check("heavy_tail", "pass", None, "no single unit makes more than 5% of a metric's variance"))
+    return out
+
+
+_BALANCE_DOUBT = 0.01
+
+
+def _adjustment_checks(reader: Reader, readings: list[Reading]) -> list[Check]:
+    """Were the arms alike before exposure, and could what was known then be used?"""
+    design, data = reader.design, reader.data
+    wanted = design.experiment.adjust
+    out: list[Check] = []
+    if wanted is None or wanted.post_stratify is not None:
+        why = "nothing known before exposure is read" if wanted is None else "classes are compared one by one"
+        out.append(Check("balance", "not-run", None, why))
+    else:
+        tested = [r for r in readings if data.metrics[r.use.name].covariates]
+        worst: tuple[float, str, float] | None = None
+        for r in tested:
+            numbers = data.metrics[r.use.name]
+            found = adjust.balance({arm: numbers.moments[arm] for arm in r.plain}, len(numbers.covariates))
+            if found is not None and (worst is None or found.p_value < worst[0]):
+                worst = (found.p_value, numbers.covariates[found.worst], found.standardised)
+        if worst is None:
+            out.append(Check("balance", "not-run", None, "nothing that was known before exposure varies between units"))
+        else:
+            # the smallest of several p-values: Bonferroni's bound on how unusual that is
+            p = min(1.0, worst[0] * len(tested))
+            alike = p >= _BALANCE_DOUBT
+            out.append(
+                Check(
+                    "balance",
+                    "fail" if p < SRM_ALARM else "pass" if alike else "warn",
+                    p,
+                    f"before exposure the arms were alike ({formats.p_value(p)})"
+                    if alike
+                    else f"before exposure the arms already differed ({formats.p_value(p)}), most in {worst[1]}"
+                    f" ({worst[2]:+.2f} standard deviations): the assignment was not random, or exposure is logged late in one arm",
+                )
+            )
+    told: list[Check] = []
+    for profile in data.attributes.values():
+        parts = []
+        if profile.refused is not None:
+            parts.append(profile.refused)
+        if profile.future:
+            parts.append(f"{profile.future:,} units have only values from after exposure, which are not used")
+        if profile.ambiguous:
+            parts.append(f"{profile.ambiguous:,} units have several values and no time to choose by")
+        if profile.missing:
+            parts.append(f"{profile.missing:,} units have no value")
+        if profile.refused is not None or profile.future or profile.ambiguous:
+            told.append(Check("covariates", "warn", float(profile.missing), f"{profile.name}: {'; '.join(parts)}"))
+    told += [
+        Check("covariates", "warn", None, f"{r.use.name} is not adjusted: {r.unadjusted_because}")
+        for r in readings
+        if r.unadjusted_because
+    ]
+    if not told:
+        asked = bool(data.attributes) or wanted is not None
+        told = [
+            Check(
+                "covariates",
+                "pass" if asked else "not-run",
+                None,
+                "what was known before exposure can be used" if asked else "nothing known before exposure is read",
+            )
+        ]
+    return [*out, *told]
+
+
+FEW_CLUSTERS = 20
+"""Clusters in an arm below which their own scatter is poorly known (Cameron, Gelbach, Miller 2008 put trouble at 5 to 30)."""
+
+
+def _structure_checks(design: ExperimentDesign, data: ArmsData, closer: Closer) -> list[Check]:
+    out: list[Check] = []
+    clusters = data.cluster
+    if clusters is None:
+        out.append(Check("clusters", "not-run", None, "units were assigned one by one"))
+    else:
+        fewest = min(clusters.clusters.values(), default=0)
+        total = sum(clusters.clusters.values())
+        bad = fewest < FEW_CLUSTERS or clusters.largest > 0.2 or clusters.several_arms > 0 or clusters.without > 0
+        parts = [
+            f"{total:,} clusters ({', '.join(f'{arm} {n:,}' for arm, n in sorted(clusters.clusters.items()))}), {clusters.single:,}"
+            " of them with one unit",
+            f"the largest holds {clusters.largest:.0%} of the units of its arm",
+        ]
+        if fewest < FEW_CLUSTERS:
+            parts.append(f"with fewer than {FEW_CLUSTERS} in an arm the interval may be too short")
+        if clusters.several_arms:
+            parts.append(f"{clusters.several_arms:,} clusters were seen in several arms and are left out")
+        if clusters.without:
+            parts.append(f"{clusters.without:,} units have no {design.experiment.cluster} and are left out")
+        out.append(Check("clusters", "warn" if bad else "pass", float(fewest), "; ".join(parts)))
+    flips = [t for t in closer.segments if t.flip != "none"]
+    out += [Check("sign_flip", "warn", t.flip_p, t.sentence) for t in flips]
+    if not flips:
+        out.append(
+            Check(
+                "sign_flip",
+                "pass" if closer.segments else "not-run",
+                None,
+                "no class is shown to be harmed by what helps another"
+                if closer.segments
+                else "no segments are read, so a gain for some may hide a harm to others",
+            )
+        )
+    crossed = [
+        x
+        for x in closer.interactions
+        if (x.assignment_p is not None and x.assignment_p < SRM_ALARM)
+        or (x.adjusted_p is not None and x.adjusted_p <= design.alpha)
+    ]
+    out += [Check("interference", "warn", x.adjusted_p, x.sentence) for x in crossed]
+    if not crossed:
+        out.append(
+            Check(
+                "interference",
+                "pass" if closer.interactions else "not-run",
+                None,
+                "no other experiment is shown to change this one's effect"
+                if closer.interactions
+                else "no other experiment is named to be looked at (interactions:)",
+            )
+        )
+    control = design.experiment.assignment.control_arm
+    if design.experiment.type != "holdout":
+        out.append(Check("contamination", "not-run", None, "there is no holdout to be contaminated"))
+    else:
+        held = data.exposed.get(control, 0)
+        share = data.several_arms / (held + data.several_arms) if held + data.several_arms else 0.0
+        out.append(
+            Check(
+                "contamination",
+                "pass" if share < 0.001 else "warn" if share <= 0.05 else "fail",
+                share,
+                f"{data.several_arms:,} units were seen in the holdout and outside it"
+                + (f" ({share:.1%} of those ever held out); they are left out" if data.several_arms else ""),
+            )
+        )
+    return out
 
 
 def _trust_checks(readings: list[Reading]) -> list[Check]:

@@ -2,30 +2,97 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from payoff import formats
 from payoff.methods.experiment.design import ExperimentDesign, Reading
-from payoff.result import Assumption, Check, MetricReading, Verdict
-from payoff.stats.moments import Moments
+from payoff.result import Assumption, Check, Closer, MetricReading, Verdict
+from payoff.spec import nouns
+
+if TYPE_CHECKING:
+    from payoff.methods.experiment.reading import Reader
 
 
-def remedy(m: Moments) -> str:
-    if m.n < 2:
+_SPENDING = {"obrien_fleming": "O'Brien and Fleming", "pocock": "Pocock"}
+
+
+def remedy(n: int) -> str:
+    if n < 2:
         return "wait for more units: one unit says nothing about the next"
     return "check the metric's source, where and window: a metric that is the same for every unit has nothing to tell"
 
 
-def windows(design: ExperimentDesign, readings: list[Reading]) -> list[Assumption]:
-    if not design.timed:
-        return [Assumption("The table has no timestamps: outcomes are taken to have happened after exposure.")]
+def assumed(reader: Reader, readings: list[Reading]) -> list[Assumption]:
+    """What this design assumes besides what every experiment does."""
+    design, experiment = reader.design, reader.design.experiment
     out: list[Assumption] = []
-    endless = [r.use.name for r in readings if r.use.window is None]
-    if endless:
+    if not design.timed:
+        out.append(Assumption("The table has no timestamps: outcomes are taken to have happened after exposure."))
+    else:
+        endless = [r.use.name for r in readings if r.use.window is None and r.use.metric.kind != "retention"]
+        if endless and experiment.period is None:
+            out.append(
+                Assumption(
+                    f"{', '.join(endless)}: no window is declared, so everything after exposure counts, and units exposed"
+                    " earlier had longer."
+                )
+            )
+    rule = reader.rule.kind
+    if rule == "fixed":
         out.append(
             Assumption(
-                f"{', '.join(endless)}: no window is declared, so everything after exposure counts, and units exposed earlier"
-                " had longer."
+                "The read-out was planned for one moment; looking earlier makes chance findings more likely.",
+                "planned_stop",
             )
         )
+    elif rule == "always_valid":
+        out.append(
+            Assumption(
+                "Intervals hold at every look, however often it is looked at (asymptotic confidence sequence, tightest at"
+                f" {reader.rule.tightest_at:,} units); they rest on the first look having enough units.",
+                "few_units",
+            )
+        )
+    else:
+        out.append(
+            Assumption(
+                "Intervals hold at all planned looks together (repeated confidence intervals, error spent as"
+                f" {_SPENDING[reader.rule.spending]} would); every look was made"
+                " through this ledger.",
+                "peeking",
+            )
+        )
+    if any(r.adjusted is not None for r in readings):
+        out.append(
+            Assumption(
+                "What outcomes are adjusted for was known before exposure, so that the treatment cannot have changed it.",
+                "balance",
+            )
+        )
+    if experiment.cluster is not None:
+        out.append(
+            Assumption(f"Each {experiment.cluster} was assigned as a whole, independently of the others.", "clusters")
+        )
+    if experiment.trigger is not None:
+        out.append(
+            Assumption(
+                "The trigger is recorded in every arm at the moment the feature would show, and the arm does not change who triggers.",
+                "srm",
+            )
+        )
+    if experiment.period is not None:
+        rest = (
+            ""
+            if experiment.washout is None
+            else f" once its first {nouns.format_duration(experiment.washout)} are left out"
+        )
+        out.append(
+            Assumption(
+                f"A period of {nouns.format_duration(experiment.period)} is not affected by the arm of the one before{rest}."
+            )
+        )
+    if reader.design.experiment.segments:
+        out.append(Assumption("Segments are made by what units were before exposure.", "covariates"))
     return out
 
 
@@ -37,12 +104,15 @@ def question(design: ExperimentDesign, readings: list[Reading], control: str) ->
 def sentence(design: ExperimentDesign, r: Reading, arm: str, control: str, state: str) -> str:
     unit = formats.unit(r.unit)
     gap = r.differences[arm]
-    low, high = gap.interval(design.level)
+    low, high = r.deciding(arm, design.level)
     margin = r.use.metric.margin
     against = [-margin, margin] if margin is not None else []
     text = formats.written(gap.value, low, high, unit, change=True, against=against)
     name, level = formats.human(r.use.name), formats.level(design.level)
-    interval = f"{level} interval {text.range}"
+    correction = r.corrections.get(arm)
+    interval = f"{level} interval {text.range}" + (
+        "" if correction is None else f", corrected for {correction.of} questions"
+    )
     if state in ("improved", "harmed"):
         verb = "raises" if gap.value > 0 else "lowers"
         return f"{arm} {verb} {name} by {formats.size(text.value)} against {control} ({interval})"
@@ -89,7 +159,7 @@ def headline(readings: tuple[MetricReading, ...]) -> list[MetricReading]:
     return list(readings) if len(metrics) == 1 else []
 
 
-def finding(readings: tuple[MetricReading, ...], failed: list[Check]) -> str:
+def finding(readings: tuple[MetricReading, ...], failed: list[Check], closer: Closer) -> str:
     leading = headline(readings)
     if failed:
         return f"Withheld: {failed[0].detail}."
@@ -99,4 +169,5 @@ def finding(readings: tuple[MetricReading, ...], failed: list[Check]) -> str:
     risky = [r for r in readings if r.state in ("at risk", "breached")]
     if risky:
         parts.append("Guardrail " + "; ".join(f"{r.state}: {r.sentence}" for r in risky) + ".")
+    parts += [f"{table.sentence}." for table in closer.segments if table.flip != "none"]
     return " ".join(parts)

@@ -1,0 +1,308 @@
+"""When: the effect by time since exposure, the total gained so far on a calendar, and who looked how often."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+
+import numpy as np
+
+from payoff import formats
+from payoff.estimate import FloatArray
+from payoff.methods.experiment.design import ExperimentDesign, MetricUse, Reading
+from payoff.methods.experiment.reading import Reader, decided_units, scale_of, units_of
+from payoff.result import Look, OverTime, Peeking, Refusal, Span, TimePoint
+from payoff.spec import nouns
+from payoff.stats import heterogeneity, sequential
+from payoff.stats.moments import Moments
+from payoff.warehouse.measures import is_ratio
+from payoff.warehouse.needs import MetricNeed
+from payoff.warehouse.sources import from_us, to_us
+
+MOST_STEPS = 60
+_DAY_US = 86_400_000_000
+
+
+def microseconds(span: timedelta | None) -> int | None:
+    return None if span is None else round(span.total_seconds() * 1_000_000)
+
+
+def in_period(need: MetricNeed, period: timedelta, washout: timedelta | None) -> MetricNeed:
+    """A switchback's metric: what happened in the period, its washout left out."""
+    opens, closes = microseconds(washout) or 0, microseconds(period)
+    inside = tuple(replace(m, from_us=opens, window_us=closes) for m in need.measures)
+    invalid = None if need.invalid is None else replace(need.invalid, from_us=opens, window_us=closes)
+    return replace(need, measures=inside, invalid=invalid)
+
+
+def before_names(adjust: nouns.Adjust) -> set[str]:
+    """What the metrics named in ``adjust.metrics`` are called as attributes."""
+    return {before_name(metric) for metric in adjust.metrics}
+
+
+def before_name(metric: str) -> str:
+    return f"{metric} before exposure"
+
+
+def steps_of(use: MetricUse) -> str:
+    return f"{use.name} by step"
+
+
+def calendar_of(use: MetricUse) -> str:
+    return f"{use.name} by date"
+
+
+def step_edges(design: ExperimentDesign) -> Iterator[tuple[MetricUse, tuple[int, ...]]]:
+    """Each primary metric with the edges of its steps since exposure, whole ones only."""
+    wanted = design.experiment.over_time
+    if wanted is None:
+        return
+    every = microseconds(wanted.every) or 1
+    for use in design.primaries:
+        window = microseconds(use.window)
+        if window is not None and 2 <= window // every <= MOST_STEPS and _adds_up(use):
+            yield use, tuple(every * k for k in range(window // every + 1))
+
+
+def calendar_edges(design: ExperimentDesign) -> Iterator[tuple[MetricUse, tuple[int, ...]]]:
+    """Each primary metric with the dates of its steps, from the start to today; longer steps where there would be too many."""
+    wanted, starts = design.experiment.cumulative, design.experiment.starts
+    if wanted is None or starts is None or design.now_us is None:
+        return
+    first, every = to_us(starts, design.zone), microseconds(wanted.every) or 1
+    last = design.now_us
+    steps = max((last - first) // every, 1)
+    every *= -(-steps // MOST_STEPS)
+    for use in design.primaries:
+        if use.metric.kind in ("count", "sum"):
+            yield use, tuple(first + every * k for k in range((last - first) // every + 1))
+
+
+def _adds_up(use: MetricUse) -> bool:
+    return use.metric.kind in ("count", "sum", "conversion", "rate", "ratio", "csat", "nps")
+
+
+# ---------------------------------------------------------------- steps and totals
+
+
+@dataclass(frozen=True, slots=True)
+class _Steps:
+    """Differences by step, (K,), with their sampling covariance, (K, K), over ``n`` units by arm."""
+
+    values: FloatArray
+    covariance: FloatArray
+    n: dict[str, int]
+
+
+def _step_levels(reader: Reader, use: MetricUse, m: Moments) -> tuple[FloatArray, FloatArray]:
+    """One arm's level at every step, (K,), and their covariance. Raises ValueError where a step has no level.
+
+    Columns are the K steps' measures; of a ratio, numerator and denominator in turn; clustered, the size is the next one.
+    """
+    ratio, clustered = is_ratio(use.metric), reader.design.experiment.cluster is not None
+    k = (m.k - (1 if clustered else 0)) // (2 if ratio else 1)
+    weights, values = np.zeros((k, m.k)), np.zeros(k)
+    for step in range(k):
+        y = 2 * step if ratio else step
+        d = y + 1 if ratio else (m.k - 1 if clustered else None)
+        if d is None:
+            values[step], weights[step, y] = m.mean[y], 1.0
+        else:
+            if m.mean[d] == 0:
+                raise ValueError("the denominator of a step adds up to zero")
+            values[step] = m.mean[y] / m.mean[d]
+            weights[step, y], weights[step, d] = 1 / m.mean[d], -values[step] / m.mean[d]
+    scale = scale_of(use)
+    return scale * values, scale * scale * weights @ m.cov @ weights.T / m.n
+
+
+def _differences(reader: Reader, use: MetricUse, name: str, arm: str) -> _Steps:
+    """Raises ValueError where the steps have no figures."""
+    numbers, control = reader.data.metrics[name], reader.control
+    for x in (arm, control):
+        if x not in numbers.moments or numbers.moments[x].n < 2:
+            raise ValueError(f"arm '{x}' has fewer than two units whose steps are all over")
+        if units_of(numbers, x) < reader.design.min_cell:
+            raise ValueError(f"arm '{x}' has fewer than {reader.design.min_cell} units")
+    (t, v_t), (c, v_c) = (_step_levels(reader, use, numbers.moments[x]) for x in (arm, control))
+    return _Steps(t - c, v_t + v_c, {x: units_of(numbers, x) for x in (arm, control)})
+
+
+def over_time(
+    reader: Reader, readings: list[Reading], rng: np.random.Generator
+) -> tuple[tuple[OverTime, ...], list[Refusal]]:
+    design = reader.design
+    out: list[OverTime] = []
+    refusals: list[Refusal] = []
+    by_name = {r.use.name: r for r in readings}
+    for use, edges in step_edges(design):
+        if use.name not in by_name:
+            continue
+        r = by_name[use.name]
+        for arm in r.differences:
+            try:
+                out.append(_by_step(reader, r, arm, edges))
+            except ValueError as error:
+                refusals.append(_no_time(design, use, "by days since exposure", str(error)))
+    for use, edges in calendar_edges(design):
+        if use.name not in by_name:
+            continue
+        r = by_name[use.name]
+        for arm in r.differences:
+            try:
+                out.append(_by_date(reader, r, arm, edges, rng))
+            except ValueError as error:
+                refusals.append(_no_time(design, use, "total so far", str(error)))
+    return tuple(out), refusals
+
+
+def _no_time(design: ExperimentDesign, use: MetricUse, what: str, reason: str) -> Refusal:
+    return Refusal(
+        f"experiments.{design.name}.{use.name}",
+        f"the {what} cannot be shown: {reason}",
+        "wait for more units, or take longer steps",
+    )
+
+
+def _by_step(reader: Reader, r: Reading, arm: str, edges: tuple[int, ...]) -> OverTime:
+    design, use = reader.design, r.use
+    steps = _differences(reader, use, steps_of(use), arm)
+    ses = np.sqrt(np.diagonal(steps.covariance))
+    alive = [k for k in range(len(ses)) if ses[k] > 0]
+    if len(alive) < 2:
+        raise ValueError("nothing varies in all but one step")
+    df = min(steps.n.values()) - 1.0
+    n = sum(steps.n.values())
+    points = []
+    for k in alive:
+        low, high = reader.rule.interval(float(steps.values[k]), float(ses[k]), df, n, design.level)
+        points.append(TimePoint(_days(edges[k]), _days(edges[k + 1]), Span(float(steps.values[k]), low, high), steps.n))
+    index = np.array(alive)
+    values, covariance = steps.values[index], steps.covariance[np.ix_(index, index)]
+    times = np.array([(edges[k] + edges[k + 1]) / 2 / _DAY_US for k in alive])
+    trend = heterogeneity.trend(values, covariance, times)
+    gap = r.differences[arm].value
+    changes = trend.p_value <= design.alpha
+    pattern = ("wears off" if trend.slope * gap < 0 else "grows") if changes else "steady"
+    unit, metric = formats.unit(r.unit), formats.human(use.name)
+    first, last = points[0].difference, points[-1].difference
+    ends = (
+        f"{formats.written(first.value, first.low, first.high, unit, change=True).value} in days {points[0].start} to {points[0].end},"
+        f" {formats.written(last.value, last.low, last.high, unit, change=True).value} in days {points[-1].start} to {points[-1].end}"
+    )
+    p = formats.p_value(trend.p_value, design.alpha)
+    said = {
+        "steady": f"No sign that the effect of {arm} on {metric} changes with time since exposure ({p}; {ends})",
+        "wears off": f"The effect of {arm} on {metric} wears off ({p}; {ends}): what a longer run would keep is less than the average",
+        "grows": f"The effect of {arm} on {metric} grows with time ({p}; {ends}): the average understates where it is going",
+    }[pattern]
+    return OverTime(
+        metric=use.name,
+        contrast=f"{arm} vs {reader.control}",
+        unit=r.unit,
+        direction=use.metric.direction,
+        axis="days since exposure",
+        band="pointwise",
+        points=tuple(points),
+        left_out=0,
+        trend_p=trend.p_value,
+        pattern=pattern,
+        sentence=said,
+    )
+
+
+def _days(us: int) -> str:
+    return f"{us / _DAY_US:g}"
+
+
+def _by_date(reader: Reader, r: Reading, arm: str, edges: tuple[int, ...], rng: np.random.Generator) -> OverTime:
+    """The total over all treated units, up to each date. Steps that the data do not cover whole are in no figure."""
+    design, use = reader.design, r.use
+    as_of = reader.data.as_of_us
+    over = sum(1 for edge in edges[1:] if as_of is not None and edge <= as_of)
+    if over == 0:
+        raise ValueError("no step is over yet")
+    steps = _differences(reader, use, calendar_of(use), arm)
+    treated = reader.data.exposed[arm]
+    total = heterogeneity.cumulative(steps.values[:over] * treated, steps.covariance[:over, :over] * treated**2)
+    began = [k for k in range(over) if total.ses[k] > 0]
+    if not began:
+        raise ValueError("nothing has happened yet")
+    index = np.array(began)
+    spread = total.covariance[np.ix_(index, index)] / np.outer(total.ses[index], total.ses[index])
+    critical = heterogeneity.simultaneous_band(spread, design.level, rng)
+    points = []
+    for k in began:
+        value, half = float(total.values[k]), critical * float(total.ses[k])
+        if reader.rule.kind != "fixed":
+            low, high = reader.rule.interval(value, float(total.ses[k]), np.inf, sum(steps.n.values()), design.level)
+            half = max(half, (high - low) / 2)
+        points.append(TimePoint(_date(edges[0]), _date(edges[k + 1]), Span(value, value - half, value + half), steps.n))
+    last = points[-1].difference
+    text = formats.written(last.value, last.low, last.high, formats.unit(r.unit.partition("/")[0]), change=True)
+    metric = formats.human(use.name)
+    states = "" if last.low * last.high > 0 else "; the band holds zero"
+    return OverTime(
+        metric=use.name,
+        contrast=f"{arm} vs {reader.control}",
+        unit=r.unit.partition("/")[0],
+        direction=use.metric.direction,
+        axis="calendar",
+        band="simultaneous",
+        points=tuple(points),
+        left_out=len(edges) - 1 - over,
+        trend_p=None,
+        pattern="",
+        sentence=f"By {points[-1].end} the {treated:,} units of {arm} had brought {text.value} of {metric} that they would not have"
+        f" brought in {reader.control} ({formats.level(design.level)} band over all dates {text.range}){states}",
+    )
+
+
+def _date(us: int) -> str:
+    return datetime.fromtimestamp(us / 1e6, UTC).strftime("%Y-%m-%d")
+
+
+# ---------------------------------------------------------------- looks
+
+
+def peeking(reader: Reader) -> Peeking:
+    """The looks made so far, this one last, against the registered stop."""
+    design, data = reader.design, reader.data
+    stop = design.experiment.stop
+    units = decided_units(design, data)
+    now = Look(
+        at="this run",
+        by="",
+        as_of=None if data.as_of_us is None else from_us(data.as_of_us),
+        units=units,
+    )
+    looks: list[Look] = []
+    for look in (*design.looks, now):
+        if looks and (looks[-1].as_of, looks[-1].units) == (look.as_of, look.units):
+            looks[-1] = look if look is now else looks[-1]  # the same data again tells nothing new
+        else:
+            looks.append(look)
+    sizes = sorted({look.units for look in looks if look.units > 0})
+    error = sequential.error_of_peeking([n / sizes[-1] for n in sizes], design.alpha) if sizes else design.alpha
+    rule = reader.rule.kind
+    information = None if stop is None or stop.n is None else units / stop.n
+    many = len(sizes)
+    if rule == "always_valid":
+        said = f"Looked at {_times(many)}; the intervals hold at every look, so that costs nothing"
+    elif rule == "group_sequential":
+        assert stop is not None
+        share = "" if information is None else f" with {information:.0%} of the {stop.n:,} planned units"
+        said = f"Look {many} of at most {stop.looks} planned{share}; the intervals hold at all of them together"
+    elif many <= 1:
+        said = "Looked at once: the interval is what it says"
+    else:
+        said = (
+            f"Looked at {_times(many)} with intervals that are made for one look: where nothing happened, a false finding at some"
+            f" look has a chance of {formats.probability(error)}, not {design.alpha:.0%}"
+        )
+    return Peeking(rule, tuple(looks), error, design.alpha, information, said)
+
+
+def _times(n: int) -> str:
+    return "once" if n == 1 else "twice" if n == 2 else f"{n} times"
