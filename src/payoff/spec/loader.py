@@ -24,13 +24,16 @@ from pydantic_core import ErrorDetails
 from payoff.errors import DefinitionError, Problem, UsageError
 from payoff.spec import nouns, references, yamlfile
 from payoff.spec.nouns import (
+    Attribute,
     ConversionMetric,
     Experiment,
     Metric,
     Noun,
     ProjectSpec,
     RatioMetric,
+    RetentionMetric,
     Source,
+    attributes_of,
     hint,
     shown,
     sources_of,
@@ -41,7 +44,18 @@ MARKER = "payoff.yml"
 MAX_FILES = 1_000
 
 ROOT_ONLY = ("version", "project", "currency", "timezone", "defaults", "connections", "include", "ledger")
-SECTIONS = ("connections", "entities", "sources", "metrics", "experiments", "values", "claims", "reports")
+SECTIONS = (
+    "connections",
+    "entities",
+    "sources",
+    "metrics",
+    "attributes",
+    "experiments",
+    "programmes",
+    "values",
+    "claims",
+    "reports",
+)
 
 N = TypeVar("N", bound=BaseModel)
 
@@ -57,7 +71,9 @@ ENGINES = _kinds(nouns.Connection, "engine")
 _MODELS: dict[str, type[Noun]] = {
     "entities": nouns.Entity,
     "sources": nouns.Source,
+    "attributes": nouns.Attribute,
     "experiments": nouns.Experiment,
+    "programmes": nouns.Programme,
     "values": nouns.Value,
     "claims": nouns.Claim,
     "reports": nouns.Report,
@@ -67,7 +83,9 @@ _CALLED = {
     "entities": "an entity",
     "sources": "a source",
     "metrics": "a metric",
+    "attributes": "an attribute",
     "experiments": "an experiment",
+    "programmes": "a programme",
     "values": "a value",
     "claims": "a claim",
     "reports": "a report",
@@ -77,7 +95,9 @@ _EXAMPLES = {
     "entities": "{id: user_id}",
     "sources": "{table: orders, time: ordered_at, entity: {user: user_id}}",
     "metrics": "{kind: count, from: orders}",
+    "attributes": "{from: users, since: signed_up_at, cuts: [30d, 180d]}",
     "experiments": "{assignment: {source: sends, variant: arm, control: generic}}",
+    "programmes": "{experiments: [...], metric: revenue}",
     "values": "{value: 6.40, low: 5.10, high: 8.00}",
     "claims": "{statement: ..., evidence: [...], amount: ...}",
     "reports": "{show: [claims.savings]}",
@@ -88,11 +108,15 @@ _EXAMPLES = {
 
 
 class SqlFragment(NamedTuple):
-    """A SQL expression of a user: where it stands, its text, and the source whose rows it reads (None: an entity's id)."""
+    """A SQL expression of a user: where it stands, its text, and the source whose rows it reads (None: an entity's id).
+
+    ``attribute`` is the name as written where an experiment names an attribute that is not declared: then it is a column.
+    """
 
     path: Steps
     text: str
     source: str | None
+    attribute: str | None = None
 
 
 class MetricUse(NamedTuple):
@@ -181,25 +205,33 @@ class LoadedProject:
 
     def unreadable(self, metric: Metric, experiment: str, entity: str) -> references.Obstacle | None:
         """What keeps a metric from being read for the units of an experiment, or None."""
-        own, assignment = self.source_of(experiment)
+        own = self.source_of(experiment)[0]
         if metric.entity is not None and metric.entity != entity:
             message = f"it is measured per {metric.entity}, and experiments.{experiment} compares units of {entity}"
             return references.Obstacle((), "wrong-entity", message)
         for steps, name in sources_of(metric):
             if name == own or name not in self.spec.sources:
                 continue
-            source = self.spec.sources[name]
-            if self.unit_column(source, entity) is None and source.one_row_per != entity:
-                remedy = f"add entity: {{{entity}: COLUMN}} to it"
-                return references.Obstacle(
-                    steps, "unmapped-entity", f"source '{name}' does not say which column holds '{entity}'; {remedy}"
+            apart = self.apart(name, experiment, entity)
+            if apart is not None:
+                return references.Obstacle(steps, *apart)
+        return None
+
+    def apart(self, name: str, experiment: str, entity: str) -> tuple[str, str] | None:
+        """Why rows of a source cannot be brought together with the units of an experiment, as (code, message); or None."""
+        own, assignment = self.source_of(experiment)
+        source = self.sources()[name]
+        if name == own:
+            return None
+        if self.unit_column(source, entity) is None and source.one_row_per != entity:
+            remedy = f"add entity: {{{entity}: COLUMN}} to it"
+            return "unmapped-entity", f"source '{name}' does not say which column holds '{entity}'; {remedy}"
+        for side, called in ((source, name), (assignment, own)):
+            if self.unit_column(side, entity) is None:
+                message = (
+                    f"rows of '{name}' and '{own}' cannot be joined: '{called}' has one row per {entity} but no id"
                 )
-            for side, called in ((source, name), (assignment, own)):
-                if self.unit_column(side, entity) is None:
-                    message = (
-                        f"rows of '{name}' and '{own}' cannot be joined: '{called}' has one row per {entity} but no id"
-                    )
-                    return references.Obstacle(steps, "cannot-join", f"{message}; add id: COLUMN to it")
+                return "cannot-join", f"{message}; add id: COLUMN to it"
         return None
 
     def metrics_of(self, experiment: str) -> list[MetricUse]:
@@ -209,7 +241,7 @@ class LoadedProject:
         roles when none is listed: they are treated as secondary. Order: as listed; else as declared.
         """
         declared = self.experiment(experiment)
-        listed = [(declared.primary, "primary")] if declared.primary is not None else []
+        listed = [(name, "primary") for name in declared.primary or ()]
         listed += [(name, "secondary") for name in declared.secondary or ()]
         listed += [(name, "guardrail") for name in declared.guardrails or ()]
         if (declared.primary, declared.secondary, declared.guardrails) != (None, None, None):
@@ -235,12 +267,42 @@ class LoadedProject:
     def window_of(self, metric: str, experiment: str) -> timedelta | None:
         """How long after exposure (or after the anchor) rows count: the metric's window, else the experiment's, else the default.
 
-        None: without end; always so where none of the metric's sources has a time.
+        A switchback's is its period, a retention metric's ends with its bracket. None: without end; always so where none of
+        the metric's sources has a time.
         """
-        declared, known = self.spec.metrics[metric], self.sources()
+        declared, known, of = self.spec.metrics[metric], self.sources(), self.experiment(experiment)
         if all(known[name].time is None for _, name in sources_of(declared)):
             return None
-        return declared.window or self.experiment(experiment).window or self.spec.defaults.window
+        if of.period is not None:
+            return of.period
+        if isinstance(declared, RetentionMetric):
+            return declared.at + declared.within
+        return declared.window or of.window or self.spec.defaults.window
+
+    def adjust_period(self, metric: str, experiment: str) -> timedelta | None:
+        """How long before exposure a metric is read to adjust an experiment: the period it names, else as long as after it.
+
+        None where the experiment is not adjusted by this metric, and for a quantile, which never is.
+        """
+        adjust = self.experiment(experiment).adjust
+        if adjust is None or self.spec.metrics[metric].kind == "quantile":
+            return None
+        if not adjust.cuped and metric not in adjust.metrics:
+            return None
+        return adjust.period or self.window_of(metric, experiment)
+
+    def attribute(self, name: str, experiment: str) -> tuple[Attribute, str]:
+        """An attribute as an experiment reads it, and the source it is read from (of a metric: the metric's first).
+
+        A name that is not declared is a column of the experiment's own assignment.
+        """
+        own = self.source_of(experiment)[0]
+        declared = self.spec.attributes.get(name)
+        if declared is None:
+            return Attribute(column=f'"{name}"'), own  # quoted: it may be a word of SQL, such as user
+        if declared.metric is not None:
+            return declared, sources_of(self.spec.metrics[declared.metric])[0][1]
+        return declared, declared.from_ or own
 
     def connection_of(self, source: Source) -> str | None:
         """The DuckDB connection a table or sql source reads: the one it names, else the only one with a path."""
@@ -260,27 +322,52 @@ class LoadedProject:
             yield from _source_fragments(("sources", name), name, source)
         for name, metric in self.spec.metrics.items():
             yield from _metric_fragments(("metrics", name), metric)
+        for name, attribute in self.spec.attributes.items():
+            for read in self._attribute_sources(name):
+                yield from _fragments(("attributes", name), attribute, ("column", "since"), read)
         for name, experiment in self.spec.experiments.items():
-            steps, assignment = ("experiments", name, "assignment"), experiment.assignment
-            yield SqlFragment((*steps, "variant"), assignment.variant, self.source_of(name)[0])
-            yield from _source_fragments(steps, self.source_of(name)[0], assignment)
+            at, own = ("experiments", name), self.source_of(name)[0]
+            yield SqlFragment((*at, "assignment", "variant"), experiment.assignment.variant, own)
+            yield from _source_fragments((*at, "assignment"), own, experiment.assignment)
+            if experiment.trigger is not None:
+                yield from _fragments((*at, "trigger"), experiment.trigger, ("where",), experiment.trigger.source)
+            paths = experiment.cannibalisation
+            if paths is not None:
+                yield from _fragments((*at, "cannibalisation"), paths, ("by", "value", "where"), paths.within)
+            for inside, named in attributes_of(experiment):
+                if named not in self.spec.attributes:
+                    text = str(self.attribute(named, name)[0].column)
+                    yield SqlFragment((*at, *inside), text, own, named)
+
+    def _attribute_sources(self, name: str) -> list[str]:
+        """The sources an attribute is read from: its own, else the assignment of every experiment that names it."""
+        declared = self.spec.attributes[name]
+        if declared.from_ is not None or declared.metric is not None:
+            return [] if declared.from_ is None else [declared.from_]
+        users = (e for e, x in self.spec.experiments.items() if name in {named for _, named in attributes_of(x)})
+        return list(dict.fromkeys(self.source_of(user)[0] for user in users))
+
+
+def _fragments(steps: Steps, holder: Noun, keys: Iterable[str], source: str) -> Iterator[SqlFragment]:
+    for key in keys:
+        text = getattr(holder, key)
+        if text is not None:
+            yield SqlFragment((*steps, key), text, source)
 
 
 def _source_fragments(steps: Steps, name: str, source: Source) -> Iterator[SqlFragment]:
-    for key in ("where", "time", "id"):
-        text = getattr(source, key)
-        if text is not None:
-            yield SqlFragment((*steps, key), text, name)
+    yield from _fragments(steps, source, ("where", "time", "id"), name)
     for key, texts in (("entity", source.entity), ("links", source.links)):
         for item, text in texts.items():
             yield SqlFragment((*steps, key, item), text, name)
 
 
 def _metric_fragments(steps: Steps, metric: Metric) -> Iterator[SqlFragment]:
-    if isinstance(metric, ConversionMetric):
-        for key, event in (("to", metric.to), ("after", metric.after)):
-            if event is not None and event.where is not None:
-                yield SqlFragment((*steps, key, "where"), event.where, event.source)
+    if isinstance(metric, ConversionMetric | RetentionMetric):
+        after = metric.after if isinstance(metric, ConversionMetric) else None
+        for key, event in (("to", metric.to), ("after", after)):
+            if event is not None:
+                yield from _fragments((*steps, key), event, ("where",), event.source)
     elif isinstance(metric, RatioMetric):
         for key, part in (("numerator", metric.numerator), ("denominator", metric.denominator)):
             if part.column is not None:
@@ -288,10 +375,9 @@ def _metric_fragments(steps: Steps, metric: Metric) -> Iterator[SqlFragment]:
             if part.where is not None:
                 yield SqlFragment((*steps, key, "where"), part.where, part.source)
     else:
-        for key in ("column", "where"):
-            text = getattr(metric, key, None)
-            if text is not None:
-                yield SqlFragment((*steps, key), text, metric.from_)
+        yield from _fragments(
+            steps, metric, [k for k in ("column", "where") if k in type(metric).model_fields], metric.from_
+        )
 
 
 # ---------------------------------------------------------------- loading
@@ -801,10 +887,12 @@ def _sentence(detail: ErrorDetails, value: Tree, *, echo: bool) -> tuple[str, st
         return "bad-value", "must not be empty"
     if kind == "too_short":
         return "bad-value", f"must name at least {_COUNTS.get(context['min_length'], context['min_length'])}"
+    if kind == "too_long":
+        return "bad-value", f"must name at most {context['max_length']}"
     return "bad-value", f"is not valid: {detail['msg'][:1].lower()}{detail['msg'][1:]}" if echo else "is not valid"
 
 
-_COUNTS = {1: "one", 2: "two"}
+_COUNTS = {1: "one", 2: "two", 3: "three"}
 
 
 def _described(value: Tree) -> str:

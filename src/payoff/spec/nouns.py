@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from difflib import get_close_matches
+from itertools import pairwise
 from typing import Annotated, Any, Literal, cast
 from zoneinfo import ZoneInfo
 
@@ -526,8 +527,10 @@ class Attribute(Noun):
         if self.cuts and self.quantiles:
             raise ValueError("classes are made by cuts or by quantiles, not by both")
         bounds = self.cuts or self.quantiles
-        if any(a >= b for a, b in zip(bounds, bounds[1:], strict=False)):
+        if any(a >= b for a, b in pairwise(bounds)):
             raise ValueError("cuts and quantiles rise from the first to the last")
+        if self.labels and not bounds:
+            raise ValueError("labels name the classes that cuts or quantiles make; there are neither")
         if self.labels and len(self.labels) != len(bounds) + 1:
             raise ValueError(f"{len(bounds)} bounds make {len(bounds) + 1} classes, not {len(self.labels)} labels")
         if len(set(self.labels)) != len(self.labels):
@@ -617,13 +620,18 @@ class Stop(Noun):
 
 
 def _cuped(raw: object) -> object:
-    return {"cuped": True} if raw == "cuped" else raw
+    if isinstance(raw, str):
+        if raw.strip() != "cuped":
+            raise ValueError("adjust is cuped, or a map of cuped, period, metrics, attributes and post_stratify")
+        return {"cuped": True}
+    return raw
 
 
 class Adjust(Noun):
     """What was known before exposure and explains outcomes: it makes intervals shorter and moves no expected value.
 
-    ``cuped``: each metric by itself over the ``period`` before exposure. ``metrics``: other metrics over that period.
+    ``cuped``: each metric by itself over the ``period`` before exposure (default: as long as its window; a quantile is not
+    adjusted). ``metrics``: other metrics over that period, each one number a unit.
     ``attributes``: numbers, or classes (one 0/1 column each). ``post_stratify``: one attribute, arms compared class by class
     and weighed by the classes' shares.
     """
@@ -641,6 +649,8 @@ class Adjust(Noun):
             raise ValueError("adjust names cuped, metrics, attributes or post_stratify")
         if regression and self.post_stratify is not None:
             raise ValueError("post_stratify stands alone; put the attribute among attributes to use it with others")
+        if self.period is not None and not (self.cuped or self.metrics):
+            raise ValueError("period is how far back cuped and metrics look; there is neither")
         return self
 
 
@@ -712,7 +722,12 @@ class Experiment(Noun):
     hypothesis: str | None = None
     owner: str | None = None
     primary: (
-        Annotated[tuple[Name, ...], BeforeValidator(_one_or_more), _Or((("type", "string"), ("pattern", f"^{_NAME}$")))]
+        Annotated[
+            tuple[Name, ...],
+            Field(min_length=1),
+            BeforeValidator(_one_or_more),
+            _Or((("type", "string"), ("pattern", f"^{_NAME}$"))),
+        ]
         | None
     ) = None
     secondary: tuple[Name, ...] | None = None
@@ -741,16 +756,28 @@ class Experiment(Noun):
             raise ValueError("a switchback, and only a switchback, has a period: how long a unit keeps an arm")
         if self.washout is not None and (self.period is None or self.washout >= self.period):
             raise ValueError("washout belongs to a switchback, and is shorter than its period")
-        if self.period is not None and (self.trigger is not None or self.over_time is not None):
-            raise ValueError("a switchback has neither trigger nor over_time")
+        if self.period is not None:
+            given = [key for key in ("trigger", "over_time", "cumulative", "interactions") if getattr(self, key)]
+            if given:
+                raise ValueError(f"a switchback has no {given[0]}: a unit keeps no arm for longer than a period")
         return self
+
+
+def attributes_of(experiment: Experiment) -> tuple[tuple[tuple[str | int, ...], str], ...]:
+    """The attributes an experiment names, each with the keys that lead from the experiment to where it is named."""
+    adjust = experiment.adjust
+    found: list[tuple[tuple[str | int, ...], str]] = []
+    if adjust is not None:
+        found += [(("adjust", "attributes", index), name) for index, name in enumerate(adjust.attributes)]
+        found += [] if adjust.post_stratify is None else [(("adjust", "post_stratify"), adjust.post_stratify)]
+    return (*found, *((("segments", index), name) for index, name in enumerate(experiment.segments)))
 
 
 class Programme(Noun):
     """Several experiments on one metric, read together: what the winners are worth once their luck is taken out.
 
     ``shipped`` are the changes that were kept (default: those whose interval is an improvement); ``holdout`` is the
-    experiment against which their total is held.
+    experiment against which their total is held. All of them are of the same entity: their effects are added up.
     """
 
     experiments: tuple[Name, ...] = Field(min_length=3)

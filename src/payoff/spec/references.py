@@ -6,14 +6,28 @@ An entry that has problems of its own is ``doubtful``: what it lacks may only be
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, NamedTuple
 from zoneinfo import ZoneInfo
 
 from payoff.errors import Problem
-from payoff.spec.nouns import Claim, ConversionMetric, Experiment, Metric, Source, hint, shown, sources_of
+from payoff.spec.nouns import (
+    Attribute,
+    Claim,
+    ConversionMetric,
+    Experiment,
+    Metric,
+    Programme,
+    RetentionMetric,
+    Source,
+    attributes_of,
+    format_duration,
+    hint,
+    shown,
+    sources_of,
+)
 
 if TYPE_CHECKING:
     from payoff.spec.amount import Effect
@@ -21,6 +35,15 @@ if TYPE_CHECKING:
     from payoff.spec.yamlfile import Step, Steps
 
 Declared = Mapping[str, set[str]]
+
+MOST_STEPS = 60
+"""How many steps of ``over_time`` are read at most."""
+
+ONE_NUMBER = ("count", "sum", "mean", "conversion")
+"""Kinds of metric that are one number a unit over any period, so that what was before exposure can be read."""
+
+STEPPED = ("count", "sum", "conversion", "rate", "ratio", "nps", "csat")
+"""Kinds of metric that can be read step by step."""
 
 
 class Obstacle(NamedTuple):
@@ -45,8 +68,12 @@ def check(project: LoadedProject, declared: Declared, doubtful: Collection[tuple
         checker.source(("sources", name), source)
     for name, metric in project.spec.metrics.items():
         checker.metric(name, metric)
+    for name, attribute in project.spec.attributes.items():
+        checker.attribute(name, attribute)
     for name, experiment in project.spec.experiments.items():
         checker.experiment(name, experiment)
+    for name, programme in project.spec.programmes.items():
+        checker.programme(name, programme)
     for name, claim in project.spec.claims.items():
         checker.claim(name, claim)
     for name, report in project.spec.reports.items():
@@ -151,13 +178,43 @@ class _Checker:
                 f"source '{timeless[0]}' has no time, so a window cannot be applied to its rows; add time: COLUMN to it"
             )
             self.problem("no-time", message, *steps, "window")
-        if isinstance(metric, ConversionMetric) and metric.after is not None:
+        if isinstance(metric, RetentionMetric) or (isinstance(metric, ConversionMetric) and metric.after is not None):
             for path, source in reads:
                 if source in timeless:
                     message = (
                         f"source '{source}' has no time, so what came after what is not known; add time: COLUMN to it"
                     )
                     self.problem("no-time", message, *steps, *path)
+
+    def _timeless(self, metric: str) -> str | None:
+        """A source of the metric that is known to have no time, or None."""
+        for _, source in sources_of(self.spec.metrics[metric]):
+            if self.sure("sources", source) and self.spec.sources[source].time is None:
+                return source
+        return None
+
+    # ------------------------------------------------------------ attributes
+
+    def attribute(self, name: str, attribute: Attribute) -> None:
+        steps = ("attributes", name)
+        if attribute.from_ is not None:
+            self.known("sources", attribute.from_, "a source", *steps, "from")
+        if (
+            attribute.metric is not None
+            and self.known("metrics", attribute.metric, "a metric", *steps, "metric")
+            and self.sure("metrics", attribute.metric)
+        ):
+            self._read_before(attribute.metric, *steps, "metric")
+
+    def _read_before(self, metric: str, *steps: Step) -> None:
+        """A metric is one number a unit over a period before exposure."""
+        kind, timeless = self.spec.metrics[metric].kind, self._timeless(metric)
+        if kind not in ONE_NUMBER:
+            message = f"'{metric}' is a {kind} metric; only a count, sum, mean or conversion is one number a unit over a period before exposure"
+            self.problem("wrong-metric", message, *steps)
+        elif timeless is not None:
+            message = f"'{metric}' reads '{timeless}', which has no time, so its rows before exposure are not known; add time: COLUMN to it"
+            self.problem("no-time", message, *steps)
 
     # ------------------------------------------------------------ experiments
 
@@ -167,6 +224,7 @@ class _Checker:
         if experiment.entity is not None:
             self.known_entity(experiment.entity, *steps, "entity")
         self._listed(steps, experiment)
+        self._named(name, experiment)
         self._arms(steps, experiment)
         if _before(experiment.ends, experiment.starts, self.spec.timezone):
             self.problem("bad-value", "'ends' comes before 'starts'", *steps, "ends")
@@ -186,9 +244,12 @@ class _Checker:
             if assignment.file
             else "sql"
         )
-        if source.time is None and source.one_row_per is None:
+        if source.time is None and (source.one_row_per is None or experiment.period is not None):
             message = (
-                "rows of the assignment have no time, so a unit's first exposure is not known; add time: COLUMN"
+                "rows of the assignment have no time, so which period of a switchback they belong to is not known;"
+                " add time: COLUMN"
+                if experiment.period is not None
+                else "rows of the assignment have no time, so a unit's first exposure is not known; add time: COLUMN"
                 " (or one_row_per: ENTITY, where each unit has one row)"
             )
             self.problem("no-time", message, *steps, "assignment", at)
@@ -208,24 +269,68 @@ class _Checker:
             self.problem("unmapped-entity", message, *steps, "assignment", at)
         else:
             self._readable(name, experiment, entity)
+            _CloserLook(self, name, experiment, entity).check()
 
     def _source_sure(self, source: str | None) -> bool:
         return source is None or self.sure("sources", source)
 
     def _metrics(self, experiment: Experiment) -> Iterator[tuple[str, tuple[Step, ...], str]]:
         """(role, steps from the experiment, metric) of every metric listed."""
-        if experiment.primary is not None:
-            yield "primary", ("primary",), experiment.primary
-        for role, names in (("secondary", experiment.secondary), ("guardrails", experiment.guardrails)):
-            for index, metric in enumerate(names or ()):
+        for role in ("primary", "secondary", "guardrails"):
+            for index, metric in enumerate(getattr(experiment, role) or ()):
                 yield role, (role, index), metric
 
+    def _place(self, section: str, name: str, inside: Steps) -> Steps:
+        """Where something named inside an entry stands; it may be written without the list, or the map, around it.
+
+        Where an item of a list was left out as wrong, the places of those after it have moved: the list's own is given.
+        """
+        exact = (section, name) not in self.doubtful
+        while len(inside) > 1 and not (
+            self.project.positions.has(section, name, *inside) and (exact or isinstance(inside[-1], str))
+        ):
+            inside = inside[:-1]
+        return (section, name, *inside)
+
+    def _once(self, section: str, name: str, key: Steps, names: Iterable[str]) -> None:
+        seen: set[str] = set()
+        for index, item in enumerate(names):
+            if item in seen:
+                at = self._place(section, name, (*key, index))
+                self.problem("named-twice", f"{shown(item)} stands twice in {key[-1]}; name it once", *at)
+            seen.add(item)
+
+    def _named(self, name: str, experiment: Experiment) -> None:
+        """Every name an experiment's closer looks refer to is declared, and stands there once."""
+
+        def at(*inside: Step) -> Steps:
+            return self._place("experiments", name, inside)
+
+        adjust = experiment.adjust
+        if adjust is not None:
+            for index, metric in enumerate(adjust.metrics):
+                self.known("metrics", metric, "a metric", *at("adjust", "metrics", index))
+            self._once("experiments", name, ("adjust", "metrics"), adjust.metrics)
+            self._once("experiments", name, ("adjust", "attributes"), adjust.attributes)
+        self._once("experiments", name, ("segments",), experiment.segments)
+        if experiment.cluster is not None:
+            self.known_entity(experiment.cluster, *at("cluster"))
+        if experiment.trigger is not None:
+            self.known("sources", experiment.trigger.source, "a source", *at("trigger", "source"))
+        if experiment.cannibalisation is not None:
+            self.known("sources", experiment.cannibalisation.within, "a source", *at("cannibalisation", "within"))
+        for index, other in enumerate(experiment.interactions):
+            if other == name:
+                message = "an experiment has no interaction with itself; name others on the same units"
+                self.problem("bad-value", message, *at("interactions", index))
+            else:
+                self.known("experiments", other, "an experiment", *at("interactions", index))
+        self._once("experiments", name, ("interactions",), experiment.interactions)
+
     def _listed(self, steps: Steps, experiment: Experiment) -> None:
-        # Where an item of a list was left out as wrong, the places of those after it have moved: the list's own is given.
-        exact = (steps[0], steps[1]) not in self.doubtful
         seen: dict[str, str] = {}
         for role, inside, metric in self._metrics(experiment):
-            at = (*steps, *(inside if exact else inside[:1]))
+            at = self._place("experiments", str(steps[1]), inside)
             self.known("metrics", metric, "a metric", *at)
             if metric in seen:
                 where = role if seen[metric] == role else f"{seen[metric]} and {role}"
@@ -264,7 +369,7 @@ class _Checker:
                 obstacle = self.project.unreadable(self.spec.metrics[metric], name, entity)
                 if obstacle is not None:
                     message = f"'{metric}' cannot be read here: {obstacle.message}"
-                    self.problem(obstacle.code, message, "experiments", name, *inside)
+                    self.problem(obstacle.code, message, *self._place("experiments", name, inside))
         if not uses and self._sound("sources", "metrics", "entities"):
             message = f"no metric can be read for the units of this experiment ({entity}); declare one under 'metrics'"
             if self.spec.metrics:
@@ -290,9 +395,58 @@ class _Checker:
                     " add time: COLUMN to it (or one_row_per: ENTITY, where each unit has one row)"
                 )
                 at = listed.get(metric, ())
-                self.warnings.append(
-                    self.project.positions.problem("no-time", message, "experiments", name, *at, key=not at)
-                )
+                place = self._place("experiments", name, at)
+                self.warnings.append(self.project.positions.problem("no-time", message, *place, key=not at))
+
+    # ------------------------------------------------------------ programmes
+
+    def programme(self, name: str, programme: Programme) -> None:
+        def at(*inside: Step) -> Steps:
+            return self._place("programmes", name, inside)
+
+        metric = programme.metric
+        known = self.known("metrics", metric, "a metric", *at("metric")) and self.sure("metrics", metric)
+        if known and self.spec.metrics[metric].kind == "quantile":
+            message = f"'{metric}' is a quantile metric, and effects on a quantile do not add up"
+            self.problem("wrong-metric", message, *at("metric"))
+        read: dict[str, Steps] = {}
+        for index, experiment in enumerate(programme.experiments):
+            if self.known("experiments", experiment, "an experiment", *at("experiments", index)):
+                read.setdefault(experiment, at("experiments", index))
+        self._once("programmes", name, ("experiments",), programme.experiments)
+        for index, experiment in enumerate(programme.shipped or ()):
+            if experiment not in programme.experiments:
+                near = hint(experiment, programme.experiments) or "; name it there too"
+                message = f"{shown(experiment)} is not among the experiments of this programme{near}"
+                self.problem("unknown-experiment", message, *at("shipped", index))
+        self._once("programmes", name, ("shipped",), programme.shipped or ())
+        holdout = programme.holdout
+        if holdout is not None and self.known("experiments", holdout, "an experiment", *at("holdout")):
+            if holdout in programme.experiments:
+                message = f"'{holdout}' is what the programme is held against; leave it out of experiments"
+                self.problem("bad-value", message, *at("holdout"))
+            else:
+                read[holdout] = at("holdout")
+        self._alike(metric, read)
+
+    def _alike(self, metric: str, read: Mapping[str, Steps]) -> None:
+        """All of the experiments read the metric, for the same entity."""
+        first: tuple[str, str] | None = None
+        for name, at in read.items():
+            if not self.sure("experiments", name) or not self._source_sure(
+                self.spec.experiments[name].assignment.source
+            ):
+                continue
+            if self.sure("metrics", metric) and metric not in {use.metric for use in self.project.metrics_of(name)}:
+                message = f"'{name}' does not read '{metric}'; add it to the metrics of experiments.{name}"
+                self.problem("unmeasured-metric", message, *at)
+            entity = self.project.find_entity(name)
+            if entity is None:
+                continue
+            first = first or (name, entity)
+            if entity != first[1]:
+                message = f"'{name}' compares units of {entity} and '{first[0]}' units of {first[1]}: their effects do not add up"
+                self.problem("wrong-entity", message, *at)
 
     # ------------------------------------------------------------ claims and reports
 
@@ -378,6 +532,240 @@ class _Checker:
             return
         called = {"claims": "a claim", "experiments": "an experiment", "metrics": "a metric"}[match[1]]
         self.known(match[1], match[2], called, *at, offset=len(match[1]) + 1)
+
+
+class _CloserLook:
+    """What an experiment asks for besides its effects can be read: its assignment and its metrics are sound by themselves."""
+
+    def __init__(self, checker: _Checker, name: str, experiment: Experiment, entity: str) -> None:
+        self.checker, self.name, self.experiment, self.entity = checker, name, experiment, entity
+        self.project, self.spec = checker.project, checker.spec
+        self.own, self.source = self.project.source_of(name)
+
+    def problem(self, code: str, message: str, *inside: Step) -> None:
+        self.checker.problem(code, message, *self.checker._place("experiments", self.name, inside))
+
+    def check(self) -> None:
+        if self.experiment.period is not None:
+            self.switchback()
+        self.adjustment()
+        self.attributes()
+        self.units()
+        self.time()
+        self.cannibalisation()
+        self.interactions()
+
+    def _uses(self) -> list[str]:
+        """The metrics read that are sound by themselves."""
+        return [u.metric for u in self.project.metrics_of(self.name) if self.checker.sure("metrics", u.metric)]
+
+    def _timed(self, why: str, *inside: Step) -> bool:
+        """Whether exposures have a time; a problem where they have none."""
+        if self.source.time is None:
+            message = f"rows of the assignment have no time, so {why}; add time: COLUMN to {self._called()}"
+            self.problem("no-time", message, *inside)
+        return self.source.time is not None
+
+    def _called(self) -> str:
+        return f"source '{self.own}'" if self.experiment.assignment.source is not None else "the assignment"
+
+    def _joined(self, source: str, *inside: Step) -> bool:
+        apart = self.project.apart(source, self.name, self.entity)
+        if apart is not None:
+            self.problem(apart[0], apart[1], *inside)
+        return apart is None
+
+    # ------------------------------------------------------------ units
+
+    def switchback(self) -> None:
+        for metric in self._uses():
+            declared = self.spec.metrics[metric]
+            timeless = self.checker._timeless(metric)
+            if timeless is not None:
+                message = f"'{metric}' reads '{timeless}', which has no time, so the period of its rows is not known; add time: COLUMN to it"
+                self.problem("no-time", message, "period")
+            elif isinstance(declared, RetentionMetric) or (
+                isinstance(declared, ConversionMetric) and declared.after is not None
+            ):
+                message = f"'{metric}' has a window of its own, and a switchback reads what happened in each period; name other metrics"
+                self.problem("wrong-metric", message, "period")
+
+    def units(self) -> None:
+        cluster, trigger = self.experiment.cluster, self.experiment.trigger
+        if cluster == self.entity:
+            message = f"units are clustered by themselves; cluster is the entity that was assigned, within which {cluster} is read"
+            self.problem("bad-value", message, "cluster")
+        elif cluster is not None and not self.project.declares(self.source, cluster):
+            message = (
+                f"{self._called()} does not say which column holds '{cluster}'; add entity: {{{cluster}: COLUMN}} to it"
+            )
+            self.problem("unmapped-entity", message, "cluster")
+        if trigger is not None and self.checker.sure("sources", trigger.source):
+            if self.spec.sources[trigger.source].time is None:
+                message = f"source '{trigger.source}' has no time, so which rows came after assignment is not known; add time: COLUMN to it"
+                self.problem("no-time", message, "trigger", "source")
+            if self._timed("what came after assignment is not known", "trigger"):
+                self._joined(trigger.source, "trigger", "source")
+
+    # ------------------------------------------------------------ adjustment and segments
+
+    def adjustment(self) -> None:
+        adjust = self.experiment.adjust
+        if adjust is None or not (adjust.cuped or adjust.metrics):
+            return
+        if not self._timed("what came before exposure is not known", "adjust"):
+            return
+        endless: list[str] = []
+        said: set[str] = set()
+        for metric in self._uses() if adjust.cuped else ():
+            timeless = self.checker._timeless(metric)
+            if self.spec.metrics[metric].kind == "quantile" or timeless in said:
+                continue
+            if timeless is not None:
+                said.add(timeless)
+                message = f"'{metric}' reads '{timeless}', which has no time, so its rows before exposure are not known; add time: COLUMN to it"
+                self.problem("no-time", message, "adjust")
+            elif self.project.adjust_period(metric, self.name) is None:
+                endless.append(metric)
+        for index, metric in enumerate(adjust.metrics):
+            if not self.checker.sure("metrics", metric):
+                continue
+            at = ("adjust", "metrics", index)
+            before = len(self.checker.problems)
+            self.checker._read_before(metric, *self.checker._place("experiments", self.name, at))
+            self._obstacle(metric, *at)
+            if len(self.checker.problems) == before and self.project.adjust_period(metric, self.name) is None:
+                endless += [] if metric in endless else [metric]
+        if endless:
+            message = f"how long before exposure to look is not clear, as {_quoted(endless)} {'has' if len(endless) == 1 else 'have'} no window; add period: to adjust, such as {{cuped: true, period: 28d}}"
+            self.problem("no-period", message, "adjust")
+
+    def _obstacle(self, metric: str, *inside: Step) -> None:
+        declared = self.spec.metrics[metric]
+        if all(self.checker.sure("sources", source) for _, source in sources_of(declared)):
+            obstacle = self.project.unreadable(declared, self.name, self.entity)
+            if obstacle is not None:
+                self.problem(obstacle.code, f"'{metric}' cannot be read here: {obstacle.message}", *inside)
+
+    def attributes(self) -> None:
+        for inside, name in attributes_of(self.experiment):
+            if not self.checker.sure("attributes", name):
+                continue
+            attribute = self.spec.attributes[name]
+            if attribute.metric is not None:
+                if self.checker.sure("metrics", attribute.metric):
+                    self._obstacle(attribute.metric, *inside)
+                self._timed(f"what '{name}' was before exposure is not known", *inside)
+            else:
+                origin = attribute.from_
+                if origin is not None and not self.checker.sure("sources", origin):
+                    continue
+                if origin is None or self._joined(origin, *inside):
+                    dated = origin is not None and self.spec.sources[origin].time is not None
+                    if attribute.since is not None or dated:
+                        self._timed(f"what '{name}' was at exposure is not known", *inside)
+            classes = attribute.column is not None or attribute.cuts or attribute.quantiles
+            if inside[:2] != ("adjust", "attributes") and not classes:
+                message = f"'{name}' is a number; add cuts or quantiles to it, to make classes of it"
+                self.problem("no-classes", message, *inside)
+
+    # ------------------------------------------------------------ time
+
+    def _primaries(self) -> list[str]:
+        """What the experiment is decided on: its primaries, else its first metric."""
+        uses = self.project.metrics_of(self.name)
+        return [u.metric for u in uses if u.role == "primary"] or [u.metric for u in uses[:1]]
+
+    def time(self) -> None:
+        primaries = self._primaries()
+        if not all(self.checker.sure("metrics", metric) for metric in primaries) or not primaries:
+            return
+        if self.experiment.over_time is not None and self._timed("the time since exposure is not known", "over_time"):
+            self._over_time(primaries, self.experiment.over_time.every)
+        if self.experiment.cumulative is not None:
+            if self.experiment.starts is None:
+                message = "the total is counted from the experiment's start; add starts: DATE to it"
+                self.problem("missing-key", message, "cumulative")
+            if self._timed("when units were exposed is not known", "cumulative"):
+                adding = [m for m in primaries if self.spec.metrics[m].kind in ("count", "sum")]
+                if not adding:
+                    kind = self.spec.metrics[primaries[0]].kind
+                    message = f"only a count or a sum adds up over time, and the primary metric '{primaries[0]}' is a {kind} metric"
+                    self.problem("wrong-metric", message, "cumulative")
+                self._dated(adding, "cumulative")
+
+    def _dated(self, metrics: Iterable[str], key: str) -> bool:
+        """Whether the rows of each metric have a time; a problem where they have none."""
+        dated = True
+        for metric in metrics:
+            timeless = self.checker._timeless(metric)
+            if timeless is not None:
+                dated = False
+                message = f"'{metric}' reads '{timeless}', which has no time, so the step of its rows is not known; add time: COLUMN to it"
+                self.problem("no-time", message, key)
+        return dated
+
+    def _over_time(self, primaries: list[str], every: timedelta) -> None:
+        stepped = [m for m in primaries if self.spec.metrics[m].kind in STEPPED]
+        if not stepped:
+            message = f"the primary metric '{primaries[0]}' is a {self.spec.metrics[primaries[0]].kind} metric, which is not read step by step; name a {_series(STEPPED)} metric as primary"
+            self.problem("wrong-metric", message, "over_time")
+            return
+        if not self._dated(stepped, "over_time"):
+            return
+        windows = {metric: self.project.window_of(metric, self.name) for metric in stepped}
+        several = [m for m, window in windows.items() if window is not None and window >= 2 * every]
+        for metric in several:
+            window = windows[metric]
+            assert window is not None
+            if window // every > MOST_STEPS:
+                message = f"{format_duration(every)} makes {window // every:,} steps of the {format_duration(window)} of '{metric}', and at most {MOST_STEPS} are read; take longer steps"
+                self.problem("bad-value", message, "over_time", "every")
+        if not several:
+            first = windows[stepped[0]]
+            if first is None:
+                message = f"'{stepped[0]}' has no window to divide into steps; add window: to it or to the experiment"
+            else:
+                message = f"the window of '{stepped[0]}' is {format_duration(first)}, which does not hold two steps of {format_duration(every)}; take shorter steps or a longer window"
+            self.problem("bad-value", message, "over_time", "every")
+
+    # ------------------------------------------------------------ paths and other experiments
+
+    def cannibalisation(self) -> None:
+        paths = self.experiment.cannibalisation
+        if paths is None or not self.checker.sure("sources", paths.within):
+            return
+        self._joined(paths.within, "cannibalisation", "within")
+        if self.source.time is not None and self.spec.sources[paths.within].time is None:
+            message = f"source '{paths.within}' has no time, so its rows before exposure would count too; add time: COLUMN to it"
+            self.problem("no-time", message, "cannibalisation", "within")
+
+    def interactions(self) -> None:
+        for index, other in enumerate(self.experiment.interactions):
+            if other == self.name or not self.checker.sure("experiments", other):
+                continue
+            declared = self.spec.experiments[other]
+            entity = self.project.find_entity(other)
+            if not self.checker._source_sure(declared.assignment.source) or entity is None:
+                continue
+            at = ("interactions", index)
+            if declared.period is not None:
+                self.problem("bad-value", f"'{other}' is a switchback, whose units keep no arm to be crossed with", *at)
+            elif entity != self.entity:
+                message = f"'{other}' compares units of {entity}, and this experiment units of {self.entity}"
+                self.problem("wrong-entity", message, *at)
+            else:
+                self._joined(self.project.source_of(other)[0], *at)
+
+
+def _series(words: Iterable[str]) -> str:
+    listed = list(words)
+    return " or ".join(filter(None, (", ".join(listed[:-1]), listed[-1])))
+
+
+def _quoted(names: Iterable[str]) -> str:
+    listed = [f"'{name}'" for name in names]
+    return " and ".join(filter(None, (", ".join(listed[:-1]), listed[-1])))
 
 
 def _arm(arm: str) -> str:
