@@ -26,9 +26,10 @@ class Level:
     """One arm's estimate of a metric: ``value``, the sampling ``variance`` of that value, ``n`` units.
 
     ``weights`` (k,) write the estimate as linear in its unit-level measures near their means, and ``centre`` is what
-    the weights make of the arm's means: `level_covariance` needs them, nothing else does.
+    the weights make of the arm's means: `level_covariance` needs them, nothing else does. ``lost`` counts the degrees
+    of freedom spent on parameters besides the mean.
 
-    Raises ValueError when n < 2, the units do not vary, or a number is not finite.
+    Raises ValueError when n < 2, no degree of freedom is left, the units do not vary, or a number is not finite.
     """
 
     value: float
@@ -36,9 +37,12 @@ class Level:
     n: int
     weights: tuple[float, ...] = ()
     centre: float = 0.0
+    lost: int = 0
 
     def __post_init__(self) -> None:
         _at_least_two(self.n)
+        if not 0 <= self.lost < self.n - 1:
+            raise ValueError(f"{self.n} units leave nothing to judge by after {self.lost} other parameters")
         if not (math.isfinite(self.value) and math.isfinite(self.variance)):
             raise ValueError("the values are too large or not finite: their mean or variance is not a number")
         if self.variance * self.n <= (_ROUNDING * self.value) ** 2:
@@ -50,7 +54,7 @@ class Level:
 
     @property
     def df(self) -> float:
-        return self.n - 1.0
+        return self.n - 1.0 - self.lost
 
     @property
     def unit_variance(self) -> float:
@@ -58,7 +62,7 @@ class Level:
         return self.variance * self.n
 
     def interval(self, level: float = 0.95) -> tuple[float, float]:
-        """Student t with n - 1 degrees of freedom."""
+        """Student t with n - 1 - lost degrees of freedom."""
         half = t_quantile(0.5 + _level(level) / 2, self.df) * self.se
         return self.value - half, self.value + half
 
@@ -168,13 +172,20 @@ def ratio_level(m: Moments, scale: float = 1.0) -> Level:
     return Level(scale * r, scale * scale * variance / (m.n * d * d), m.n, (scale / d, -scale * r / d))
 
 
-def difference(treatment: Level, control: Level) -> Difference:
-    """Treatment minus control: Welch's unequal-variances t (Welch 1947; degrees of freedom by Satterthwaite 1946)."""
-    se, df = _welch(treatment.variance, treatment.n, control.variance, control.n)
+def difference(treatment: Level, control: Level, covariance: float = 0.0) -> Difference:
+    """Treatment minus control: Welch's unequal-variances t (Welch 1947; degrees of freedom by Satterthwaite 1946).
+
+    ``covariance`` is that of the two values, for arms that are not independent. Raises ValueError where it leaves no
+    variance, or exceeds what two values of these variances can have.
+    """
+    _covariance(treatment.variance, control.variance, covariance)
+    se, df = _welch(treatment.variance, treatment.df, control.variance, control.df, covariance)
     return Difference(treatment.value - control.value, se, df)
 
 
-def relative_lift(treatment: Level, control: Level, level: float = 0.95) -> LogDelta | Fieller | NoRelativeLift:
+def relative_lift(
+    treatment: Level, control: Level, level: float = 0.95, covariance: float = 0.0
+) -> LogDelta | Fieller | NoRelativeLift:
     """Treatment over control, minus one, with the control's own uncertainty always counted.
 
     Where the treatment's value is at least its standard error, as any mean of values that are never negative is: the
@@ -186,10 +197,12 @@ def relative_lift(treatment: Level, control: Level, level: float = 0.95) -> LogD
 
     Fieller everywhere would cover 95% for normal values and in arms of one size, but 4 points less than the log scale
     does for skewed values against a small holdout, which is where a relative lift is asked for most.
+
+    ``covariance`` is that of the two values, as in `difference`: se_log^2 falls by 2 covariance / (m_t m_c).
     """
     _level(level)
     low, high = control.interval(level)
-    gap = difference(treatment, control)
+    gap = difference(treatment, control, covariance)
     t = t_quantile(0.5 + level / 2, gap.df)
     if control.value <= 0:
         return NoRelativeLift(
@@ -202,15 +215,32 @@ def relative_lift(treatment: Level, control: Level, level: float = 0.95) -> LogD
         )
     lift = treatment.value / control.value - 1.0
     if treatment.value >= treatment.se * (1 - 1e-9):  # one unit above zero and the rest at zero: equal but for rounding
-        se_log, df = _welch(
-            treatment.variance / treatment.value**2, treatment.n, control.variance / control.value**2, control.n
-        )
+        v_t, v_c = treatment.variance / treatment.value**2, control.variance / control.value**2
+        shared = covariance / (treatment.value * control.value)
+        try:
+            _covariance(v_t, v_c, shared)
+        except ValueError as error:
+            return NoRelativeLift(str(error))
+        se_log, df = _welch(v_t, treatment.df, v_c, control.df, shared)
         return LogDelta(lift, se_log, df)
     v_t, v_c, m_t, m_c = treatment.variance, control.variance, treatment.value, control.value
+    low_lift, high_lift = ratio_interval(m_t, v_t, m_c, v_c, covariance, t)
+    return Fieller(lift, low_lift - 1.0, high_lift - 1.0, level, gap.p_value())
+
+
+def ratio_interval(m_t: float, v_t: float, m_c: float, v_c: float, covariance: float, t: float) -> tuple[float, float]:
+    """The interval of m_t / m_c by Fieller's theorem (Fieller 1954): all theta with (m_t - theta m_c)^2 <= t^2 Var(m_t -
+    theta m_c). Raises ValueError when the divisor cannot be told from zero at this ``t``: the interval is then unbounded.
+    """
     divisor = m_c * m_c - t * t * v_c
-    # Positive, for the divisor is: m_c^2 v_t - t^2 v_t v_c = v_t * divisor.
-    half = t * math.sqrt(v_t * divisor + m_t * m_t * v_c)
-    return Fieller(lift, (m_t * m_c - half) / divisor - 1.0, (m_t * m_c + half) / divisor - 1.0, level, gap.p_value())
+    if divisor <= 0:
+        raise ValueError("the divisor cannot be told from zero, so the ratio could be anything")
+    # Positive while the divisor is: at theta = m_t / m_c the inequality is strict.
+    half = t * math.sqrt(
+        max(v_t * divisor + m_t * m_t * v_c - 2 * m_t * m_c * covariance + t * t * covariance * covariance, 0.0)
+    )
+    middle = m_t * m_c - t * t * covariance
+    return (middle - half) / divisor, (middle + half) / divisor
 
 
 # Measured in docs/simulations.md: below these, nominal 95% intervals were seen to cover 94% or less, or to be far too wide.
@@ -393,10 +423,10 @@ def power(
         raise ValueError("the effect must be a finite number")
     if n_treatment < 2 or n_control < 2:
         raise ValueError("each arm needs at least two units")
-    se, df = _welch(variance_treatment / n_treatment, n_treatment, variance_control / n_control, n_control)
+    se, df = _welch(variance_treatment / n_treatment, n_treatment - 1, variance_control / n_control, n_control - 1)
     critical = t_quantile(1 - (1 - _level(level)) / sides, df)
-    above = 1.0 - float(special.nctdtr(df, effect / se, critical))
-    return above + (float(special.nctdtr(df, effect / se, -critical)) if sides == 2 else 0.0)
+    above = 1.0 - _noncentral_t_cdf(df, effect / se, critical)
+    return above + (_noncentral_t_cdf(df, effect / se, -critical) if sides == 2 else 0.0)
 
 
 def minimum_detectable_effect(
@@ -460,11 +490,150 @@ def required_n(
     return ArmSizes(math.ceil(total * treatment_share), math.ceil(total * (1 - treatment_share)))
 
 
-def _welch(v_t: float, n_t: float, v_c: float, n_c: float) -> tuple[float, float]:
-    """(se, Welch-Satterthwaite df) of the difference of two estimates with variances ``v_t`` and ``v_c``."""
-    v = v_t + v_c
+def noninferiority_power(
+    margin: float,
+    true_effect: float,
+    variance_treatment: float,
+    n_treatment: float,
+    variance_control: float,
+    n_control: float,
+    *,
+    level: float = 0.95,
+) -> float:
+    """The chance that harm beyond ``margin`` is excluded: that the lower end of the ``level`` interval lies above -margin.
+
+    ``true_effect`` is positive where the treatment is better, in the metric's unit as the margin is; one-sided, at (1 -
+    level) / 2, because only the harmful end is read (CONSORT extension, Piaggio et al. 2012). A test of superiority shifted
+    by the margin (Julious 2004, "Sample sizes for clinical trials with normal data").
+    """
+    room = _room(margin, true_effect)
+    return power(room, variance_treatment, n_treatment, variance_control, n_control, level=_one_end(level), sides=1)
+
+
+def noninferiority_n(
+    margin: float,
+    true_effect: float,
+    variance_treatment: float,
+    variance_control: float,
+    *,
+    treatment_share: float = 0.5,
+    level: float = 0.95,
+    power_wanted: float = 0.8,
+) -> ArmSizes:
+    """The units needed to exclude harm beyond ``margin`` with probability ``power_wanted``; see `noninferiority_power`.
+
+    Raises ValueError when the true effect is itself a harm of the margin or more: no number of units excludes the truth.
+    """
+    room = _room(margin, true_effect)
+    if room <= 0:
+        raise ValueError(
+            f"a true effect of {true_effect:g} is no better than the margin of -{margin:g}, so no number of units would"
+            " show that it is"
+        )
+    return required_n(
+        room,
+        variance_treatment,
+        variance_control,
+        treatment_share=treatment_share,
+        level=_one_end(level),
+        power_wanted=power_wanted,
+        sides=1,
+    )
+
+
+def conversion_variance(share: float) -> float:
+    """The variance of one unit's 0/1 value, share (1 - share): what the sizes above need for a conversion."""
+    if not 0 < share < 1:
+        raise ValueError(f"a share of units to plan with must lie between 0 and 1, not {share}")
+    return share * (1 - share)
+
+
+def design_effect(mean_size: float, cv: float, icc: float) -> float:
+    """How many times as many units a clustered assignment needs: 1 + ((cv^2 + 1) m - 1) icc.
+
+    ``mean_size`` units a cluster, ``cv`` the coefficient of variation of sizes, ``icc`` the intraclass correlation (Donner
+    and Klar 2000 for equal sizes; Eldridge, Ashby, Kerry 2006, "Sample size for cluster randomized trials: effect of
+    coefficient of variation of cluster size and analysis method"). Multiply units, or one unit's variance, by it.
+    """
+    if not (math.isfinite(mean_size) and mean_size >= 1):
+        raise ValueError(f"the mean size of clusters must be at least one unit, not {mean_size}")
+    if not (math.isfinite(cv) and cv >= 0):
+        raise ValueError(f"the coefficient of variation of cluster sizes cannot be {cv}")
+    if not -1 <= icc <= 1:
+        raise ValueError(f"an intraclass correlation lies between -1 and 1, not {icc}")
+    effect = 1 + ((cv * cv + 1) * mean_size - 1) * icc
+    if effect <= 0:
+        raise ValueError(f"an intraclass correlation of {icc:g} cannot be that of clusters of {mean_size:g} units")
+    return effect
+
+
+def icc(clusters: Moments, unit_variance: float | None = None) -> float:
+    """The intraclass correlation from clusters' totals: ``clusters`` are Moments of (total, units), one row a cluster.
+
+    With sizes m and residual totals T - ybar m, E[(T - ybar m)^2] = s^2 (E m + icc (E m^2 - E m)), s^2 being one unit's
+    variance: solved for icc, so that `design_effect` of the answer is the ratio of the clustered variance to that of
+    independent units. Totals do not tell s^2: give ``unit_variance``, or leave it out for 0/1 values, where it is p (1 - p).
+    It is an estimate and can fall slightly below zero where clusters do not matter.
+    """
+    _measures(clusters, 2)
+    _at_least_two(clusters.n)
+    total, size = float(clusters.mean[0]), float(clusters.mean[1])
+    if size <= 0:
+        raise ValueError("the clusters have no units")
+    mean = total / size
+    s2 = conversion_variance(mean) if unit_variance is None else unit_variance
+    if not (math.isfinite(s2) and s2 > 0):
+        raise ValueError(f"the variance of a unit must be above zero, not {s2}")
+    cov = clusters.cov
+    residual = float(cov[0, 0]) - 2 * mean * float(cov[0, 1]) + mean * mean * float(cov[1, 1])
+    pairs = float(cov[1, 1]) * (clusters.n - 1) / clusters.n + size * size - size
+    if pairs <= _ROUNDING * size:
+        raise ValueError("every cluster has one unit, so units of one cluster cannot be compared")
+    return (residual / s2 - size) / pairs
+
+
+def _room(margin: float, true_effect: float) -> float:
+    if not (math.isfinite(margin) and margin > 0):
+        raise ValueError(f"the margin must be a finite number above zero, not {margin}")
+    if not math.isfinite(true_effect):
+        raise ValueError("the true effect must be a finite number")
+    return margin + true_effect
+
+
+def _one_end(level: float) -> float:
+    """The level of a one-sided test that errs as often as one end of the interval at ``level``."""
+    return 1 - (1 - _level(level)) / 2
+
+
+def _noncentral_t_cdf(df: float, nc: float, x: float) -> float:
+    found = float(special.nctdtr(df, nc, x))
+    if math.isnan(found):  # scipy's answer where the nearer tail is below 1e-80
+        return 0.0 if nc > x else 1.0
+    return found
+
+
+def _covariance(v_t: float, v_c: float, covariance: float) -> None:
+    if covariance == 0.0:
+        return
+    if not math.isfinite(covariance):
+        raise ValueError("the covariance of two arms must be a finite number")
+    if abs(covariance) > math.sqrt(v_t) * math.sqrt(v_c) * (1 + 1e-9):
+        raise ValueError("two arms cannot covary more than each varies")
+    if v_t + v_c - 2 * covariance <= _ROUNDING * (v_t + v_c):
+        raise ValueError("the two arms move as one, so there is no variation to judge their difference by")
+
+
+def _welch(v_t: float, df_t: float, v_c: float, df_c: float, covariance: float = 0.0) -> tuple[float, float]:
+    """(se, Welch-Satterthwaite df) of the difference of two estimates with variances ``v_t`` and ``v_c``.
+
+    What the two share cancels and needs no degrees of freedom: each arm's part is its variance less the covariance, and
+    the parts add up to the difference's variance. Where one is negative (its arm follows the other's error by less) the
+    other carries it all.
+    """
+    v = v_t + v_c - 2 * covariance
+    share_t, share_c = (min(1.0, max(0.0, (part - covariance) / v)) for part in (v_t, v_c))
     # Shares of the variance, not its squares: those underflow for values of 1e-90.
-    return math.sqrt(v), 1.0 / ((v_t / v) ** 2 / (n_t - 1) + (v_c / v) ** 2 / (n_c - 1))
+    return math.sqrt(v), 1.0 / (share_t**2 / df_t + share_c**2 / df_c)
 
 
 def _chi_square(statistic: float, df: int, smallest_expected: float) -> ChiSquare:
