@@ -452,7 +452,7 @@ CASES: list[tuple[str, str, str]] = [
     ("column: amount, window", "window", "email.yml:10:3 error[missing-key]: 'column' is missing: a sum metric needs it"),
     ("column: amount, window", "colum: amount, window", "email.yml:10:38 error[unknown-key]: 'colum' is not a key of a sum metric in this version; did you mean 'column'?"),
     ("column: amount, window", "column: , window", "email.yml:10:38 error[no-value]: 'column' has no value; write one or delete it"),
-    ("revenue: {kind: sum", "revenue: {kind: clv", "email.yml:10:19 error[unknown-kind]: 'clv' is not a kind of metric known in this version; it is count, sum, mean, rate, conversion, nps, csat or ratio"),
+    ("revenue: {kind: sum", "revenue: {kind: clv", "email.yml:10:19 error[unknown-kind]: 'clv' is not a kind of metric known in this version; it is count, sum, mean, rate, conversion, retention, quantile, nps, csat or ratio"),
     ("revenue: {kind: sum", "revenue: {kind: 3", "error[unknown-kind]: '3' is not a kind of metric"),
     ("kind: sum, from: orders, column: amount, w", "from: orders, column: amount, w", "email.yml:10:3 error[missing-key]: 'kind' is missing: a metric names one of count, sum,"),
     ("window: 24h, cap: p99", "window: 24", "error[bad-value]: 'window': a duration is a number and one of s, m, h, d, w, such as 48h or 14d"),
@@ -496,12 +496,16 @@ CASES: list[tuple[str, str, str]] = [
     ("{source: sends, variant", "{source: sends, time: t, variant", "email.yml:14:17 error[bad-value]: 'assignment': time belongs to the source 'sends', not to the assignment that names it"),
     ("{source: sends, variant", "{source: sends, table: sends, variant", "error[bad-value]: 'assignment': an assignment has exactly one of source, table, file or sql"),
     ("primary: click_rate", "primary: click_rate\n    entity: usr", "email.yml:16:13 error[unknown-entity]: 'usr' is not an entity; did you mean 'user'?"),
-    ("primary: click_rate", "primary: click_rate\n    adjust: cuped", "email.yml:16:5 error[unknown-key]: 'adjust' is not a key of an experiment in this version; its keys are type, assignment,"),
+    ("primary: click_rate", "primary: click_rate\n    uplift: {cost: 12}", "email.yml:16:5 error[unknown-key]: 'uplift' is not a key of an experiment in this version; its keys are type, assignment,"),
+    ("primary: click_rate", "primary: []", "email.yml:15:14 error[bad-value]: 'primary' must name at least one"),
+    ("primary: click_rate", "primary: [click_rate, click_rte]", "email.yml:15:27 error[unknown-metric]: 'click_rte' is not a metric; did you mean 'click_rate'?"),
+    ("primary: click_rate", "primary: [click_rate, open_rate]", "email.yml:16:17 error[metric-twice]: 'open_rate' is listed twice (primary and secondary); name it once"),
+    ("primary: click_rate", "primary: {metric: click_rate}", "email.yml:15:14 error[wrong-type]: 'primary' must be a list, such as [a, b], not a map"),
     ("primary: click_rate", "primary: click_rate\n    starts: 20261201", "email.yml:16:13 error[bad-value]: 'starts': a date is written 2026-12-15, and a date with a time"),
     ("primary: click_rate", "primary: click_rate\n    starts: 2026-02-30", "error[bad-value]: '2026-02-30' is not in the calendar"),
     ("primary: click_rate", "primary: click_rate\n    starts: 2026-02-03\n    ends: 2026-02-02T23:30Z", "email.yml:17:11 error[bad-value]: 'ends' comes before 'starts'"),
     ("primary: click_rate", "primary: click_rate\n    alpha: 0.5", "error[bad-value]: 'alpha' must be less than 0.5"),
-    ("{rule: fixed, at: 2026-12-15, mde: 0.01}", "{rule: fixed}", "email.yml:18:11 error[bad-value]: 'stop': a stop names at, n or mde"),
+    ("{rule: fixed, at: 2026-12-15, mde: 0.01}", "{rule: fixed}", "email.yml:18:11 error[bad-value]: 'stop': a fixed stop names at, n or mde"),
     ("{rule: fixed, at: 2026-12-15, mde: 0.01}", "{rule: fixed, n: 10.5}", "error[wrong-type]: 'n' must be a whole number, not 10.5"),
     ("guardrails: [unsubscribed]\n    stop", "guardrails: unsubscribed\n    stop", "email.yml:17:17 error[wrong-type]: 'guardrails' must be a list, such as [a, b], not the text 'unsubscribed'"),
     ("guardrails: [unsubscribed]\n    stop", "guardrails: [unsubscribed, null]\n    stop", "email.yml:17:32 error[no-value]: 'guardrails[1]' has no value; write one or delete it"),
@@ -566,7 +570,7 @@ def test_what_an_entry_lacks_is_not_held_against_others_while_it_has_problems(ma
 
 
 def test_a_wrong_key_hides_no_broken_reference_of_the_same_entry(make: Make) -> None:
-    text = EMAIL.replace("primary: click_rate", "primary: clik_rate\n    adjust: cuped").replace(
+    text = EMAIL.replace("primary: click_rate", "primary: clik_rate\n    uplift: {cost: 12}").replace(
         "to: opens", "to: open, wind: 1d"
     )
     codes = [re.search(r"\[(.*?)\]", p)[1] for p in problems(make(email=text))]  # type: ignore[index]
@@ -731,26 +735,45 @@ sources:
   a: {sql: select 1, where: "2", time: "3", id: "4", entity: {user: "5"}}
   b: {table: b, time: t, entity: {user: u}, links: {a: "6"}}
 metrics:
+  m0: {kind: count, from: b}
   m1: {kind: sum, from: a, column: "7", where: "8"}
   m2: {kind: conversion, to: {source: a, where: "9"}, after: {source: b, where: "10"}}
   m3: {kind: ratio, numerator: {sum: "a.11", where: "12"}, denominator: {count: b, where: "13"}}
   m4: {kind: rate, from: b, where: "14"}
   m5: {kind: csat, from: b, column: "15", where: "16"}
+  m6: {kind: retention, to: {source: b, where: "25"}, at: 1d}
+  m7: {kind: quantile, from: b, column: "26", where: "27"}
+attributes:
+  x1: {from: b, column: "28"}
+  x2: {since: "29", cuts: [1d]}
+  x3: {metric: m0, period: 1d}
+  unused: {column: "no source"}
 experiments:
-  e1: {assignment: {source: a, variant: "17", control: c, where: "18"}}
+  e1:
+    assignment: {source: a, variant: "17", control: c, where: "18"}
+    primary: m1
+    trigger: {source: b, where: "30"}
+    cannibalisation: {within: b, by: "31", paths: [p, q], value: "32", where: "33"}
+    segments: [x2, device]
+    adjust: {attributes: [x1, x2, x3, order]}
+  e3: {assignment: {source: a, variant: v, control: c}, primary: m1, adjust: {post_stratify: user}, segments: [x2]}
   e2: {assignment: {table: x, variant: "19", control: c, where: "20", time: "21", id: "22", entity: {user: "23"}, links: {a: "24"}}}
 """
     project = load(make(a=text))
     fragments = list(project.sql_fragments())
     texts = [f.text for f in fragments]
-    assert sorted((int(t) for t in texts if t not in "tu"), key=int) == list(range(1, 25))
+    assert sorted(int(t) for t in texts if t.isdigit()) == list(range(1, 34))
+    assert "no source" not in texts, "an attribute that nothing reads has no source to be checked against"
     sources = {f.text: f.source for f in fragments}
     assert (sources["1"], sources["6"], sources["10"], sources["11"], sources["18"]) == (None, "b", "b", "a", "a")
     assert sources["19"] == sources["24"] == "experiments.e2.assignment"
+    assert (sources["25"], sources["28"], sources["29"], sources["31"]) == ("b", "b", "a", "b")
+    columns = [(f.attribute, f.text, f.source) for f in fragments if f.attribute is not None]
+    assert columns == [("order", '"order"', "a"), ("device", '"device"', "a"), ("user", '"user"', "a")]
     lines = text.splitlines()
-    for path, fragment, _ in fragments:
+    for path, fragment, _, attribute in fragments:
         _, line, column = project.positions.of(*path)
-        assert fragment in lines[line - 1][column - 1 : column + 5], path
+        assert (attribute or fragment) in lines[line - 1][column - 1 : column + 6], path
 
 
 def test_a_problem_inside_a_text_points_into_it(make: Make) -> None:
@@ -792,11 +815,14 @@ def test_the_schema_accepts_every_form_a_project_may_be_written_in(make: Make) -
 
 def test_the_schema_accepts_the_example_in_the_documentation(make: Make) -> None:
     examples = re.findall(r"```yaml\n(.*?)```", DOCS.read_text(), re.DOTALL)
-    assert len(examples) >= 4
-    root = make(examples[0])
-    load(root)
-    validator().validate(tree_of(root / "payoff.yml"))
-    for example in examples[1:]:
+    whole_ones = [example for example in examples if example.startswith("version:")]
+    assert len(examples) >= 6
+    assert len(whole_ones) == 2
+    for example in whole_ones:
+        root = make(example)
+        assert load(root).warnings == ()
+        validator().validate(tree_of(root / "payoff.yml"))
+    for example in examples:
         schema = json_schema()
         del schema["required"]
         jsonschema.Draft202012Validator(schema).validate(tree_of(make(example) / "payoff.yml"))
@@ -884,6 +910,8 @@ def sections_of_the_documentation() -> dict[str, str]:
         ("metrics", nouns.MeanMetric),
         ("metrics", nouns.RateMetric),
         ("metrics", nouns.ConversionMetric),
+        ("metrics", nouns.RetentionMetric),
+        ("metrics", nouns.QuantileMetric),
         ("metrics", nouns.NpsMetric),
         ("metrics", nouns.CsatMetric),
         ("metrics", nouns.RatioMetric),
@@ -891,9 +919,16 @@ def sections_of_the_documentation() -> dict[str, str]:
         ("events", nouns.Event),
         ("events", nouns.Anchor),
         ("parts of a ratio", nouns.RatioPart),
+        ("attributes", nouns.Attribute),
         ("experiments", nouns.Experiment),
         ("assignment", nouns.Assignment),
         ("stop", nouns.Stop),
+        ("adjust", nouns.Adjust),
+        ("over time", nouns.OverTime),
+        ("over time", nouns.Cumulative),
+        ("cannibalisation", nouns.Cannibalisation),
+        ("bayes", nouns.Prior),
+        ("programmes", nouns.Programme),
         ("values", nouns.Value),
         ("values", nouns.Cost),
         ("claims", nouns.Claim),
@@ -922,8 +957,9 @@ def test_every_kind_of_metric_and_every_code_is_documented() -> None:
     assert {kind for kind in METRIC_KINDS if f"| `{kind}` |" not in sections["metrics"]} == set()
     rows = re.findall(r"^\| (`.*?) \|", sections["Error codes"], re.MULTILINE)
     documented = {code for row in rows for code in re.findall(r"`([a-z0-9-]+)`", row)}
-    golden = (GOLDEN / "mistakes.txt").read_text()
-    tested = set(re.findall(r"error\[([a-z0-9-]+)\]|\"([a-z]+-[a-z-]+)\"", Path(__file__).read_text() + golden))
+    texts = [GOLDEN / "mistakes.txt", *Path(__file__).parent.glob("test_*.py")]
+    found = "".join(path.read_text() for path in texts)
+    tested = set(re.findall(r"error\[([a-z0-9-]+)\]|\[([a-z]+-[a-z-]+)\]: |\"([a-z]+-[a-z-]+)\"", found))
     assert documented <= {code for pair in tested for code in pair}
     here = Path(yamlfile.__file__).parent
     source = "".join((here / f"{name}.py").read_text() for name in ("yamlfile", "loader", "references"))

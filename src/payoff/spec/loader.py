@@ -848,6 +848,8 @@ _LIMITS = {
 }
 _TYPES = {
     "string_type": "text",
+    "bool_type": "true or false",
+    "bool_parsing": "true or false",
     "float_type": "a number",
     "float_parsing": "a number",
     "int_type": "a whole number",

@@ -186,7 +186,13 @@ class _Checker:
                     )
                     self.problem("no-time", message, *steps, *path)
 
-    def _timeless(self, metric: str) -> str | None:
+    def readable(self, metric: str) -> bool:
+        """Whether neither the metric nor any source that it reads has a problem of its own."""
+        return self.sure("metrics", metric) and all(
+            self.sure("sources", source) for _, source in sources_of(self.spec.metrics[metric])
+        )
+
+    def timeless(self, metric: str) -> str | None:
         """A source of the metric that is known to have no time, or None."""
         for _, source in sources_of(self.spec.metrics[metric]):
             if self.sure("sources", source) and self.spec.sources[source].time is None:
@@ -204,11 +210,11 @@ class _Checker:
             and self.known("metrics", attribute.metric, "a metric", *steps, "metric")
             and self.sure("metrics", attribute.metric)
         ):
-            self._read_before(attribute.metric, *steps, "metric")
+            self.read_before(attribute.metric, *steps, "metric")
 
-    def _read_before(self, metric: str, *steps: Step) -> None:
+    def read_before(self, metric: str, *steps: Step) -> None:
         """A metric is one number a unit over a period before exposure."""
-        kind, timeless = self.spec.metrics[metric].kind, self._timeless(metric)
+        kind, timeless = self.spec.metrics[metric].kind, self.timeless(metric)
         if kind not in ONE_NUMBER:
             message = f"'{metric}' is a {kind} metric; only a count, sum, mean or conversion is one number a unit over a period before exposure"
             self.problem("wrong-metric", message, *steps)
@@ -232,7 +238,7 @@ class _Checker:
             self.source((*steps, "assignment"), assignment)
         elif not self.known("sources", assignment.source, "a source", *steps, "assignment", "source"):
             return
-        if ("experiments", name) in self.doubtful or not self._source_sure(assignment.source):
+        if ("experiments", name) in self.doubtful or not self.source_sure(assignment.source):
             return
         source = self.project.source_of(name)[1]
         at = (
@@ -271,7 +277,7 @@ class _Checker:
             self._readable(name, experiment, entity)
             _CloserLook(self, name, experiment, entity).check()
 
-    def _source_sure(self, source: str | None) -> bool:
+    def source_sure(self, source: str | None) -> bool:
         return source is None or self.sure("sources", source)
 
     def _metrics(self, experiment: Experiment) -> Iterator[tuple[str, tuple[Step, ...], str]]:
@@ -280,7 +286,7 @@ class _Checker:
             for index, metric in enumerate(getattr(experiment, role) or ()):
                 yield role, (role, index), metric
 
-    def _place(self, section: str, name: str, inside: Steps) -> Steps:
+    def place(self, section: str, name: str, inside: Steps) -> Steps:
         """Where something named inside an entry stands; it may be written without the list, or the map, around it.
 
         Where an item of a list was left out as wrong, the places of those after it have moved: the list's own is given.
@@ -296,7 +302,7 @@ class _Checker:
         seen: set[str] = set()
         for index, item in enumerate(names):
             if item in seen:
-                at = self._place(section, name, (*key, index))
+                at = self.place(section, name, (*key, index))
                 self.problem("named-twice", f"{shown(item)} stands twice in {key[-1]}; name it once", *at)
             seen.add(item)
 
@@ -304,7 +310,7 @@ class _Checker:
         """Every name an experiment's closer looks refer to is declared, and stands there once."""
 
         def at(*inside: Step) -> Steps:
-            return self._place("experiments", name, inside)
+            return self.place("experiments", name, inside)
 
         adjust = experiment.adjust
         if adjust is not None:
@@ -330,7 +336,7 @@ class _Checker:
     def _listed(self, steps: Steps, experiment: Experiment) -> None:
         seen: dict[str, str] = {}
         for role, inside, metric in self._metrics(experiment):
-            at = self._place("experiments", str(steps[1]), inside)
+            at = self.place("experiments", str(steps[1]), inside)
             self.known("metrics", metric, "a metric", *at)
             if metric in seen:
                 where = role if seen[metric] == role else f"{seen[metric]} and {role}"
@@ -363,13 +369,11 @@ class _Checker:
         uses = self.project.metrics_of(name)
         listed = {metric: inside for _, inside, metric in self._metrics(experiment)}
         for metric, inside in listed.items():
-            if self.sure("metrics", metric) and all(
-                self.sure("sources", s) for _, s in sources_of(self.spec.metrics[metric])
-            ):
+            if self.readable(metric):
                 obstacle = self.project.unreadable(self.spec.metrics[metric], name, entity)
                 if obstacle is not None:
                     message = f"'{metric}' cannot be read here: {obstacle.message}"
-                    self.problem(obstacle.code, message, *self._place("experiments", name, inside))
+                    self.problem(obstacle.code, message, *self.place("experiments", name, inside))
         if not uses and self._sound("sources", "metrics", "entities"):
             message = f"no metric can be read for the units of this experiment ({entity}); declare one under 'metrics'"
             if self.spec.metrics:
@@ -395,14 +399,14 @@ class _Checker:
                     " add time: COLUMN to it (or one_row_per: ENTITY, where each unit has one row)"
                 )
                 at = listed.get(metric, ())
-                place = self._place("experiments", name, at)
+                place = self.place("experiments", name, at)
                 self.warnings.append(self.project.positions.problem("no-time", message, *place, key=not at))
 
     # ------------------------------------------------------------ programmes
 
     def programme(self, name: str, programme: Programme) -> None:
         def at(*inside: Step) -> Steps:
-            return self._place("programmes", name, inside)
+            return self.place("programmes", name, inside)
 
         metric = programme.metric
         known = self.known("metrics", metric, "a metric", *at("metric")) and self.sure("metrics", metric)
@@ -433,7 +437,7 @@ class _Checker:
         """All of the experiments read the metric, for the same entity."""
         first: tuple[str, str] | None = None
         for name, at in read.items():
-            if not self.sure("experiments", name) or not self._source_sure(
+            if not self.sure("experiments", name) or not self.source_sure(
                 self.spec.experiments[name].assignment.source
             ):
                 continue
@@ -488,7 +492,7 @@ class _Checker:
         if not self.sure("experiments", *evidence) or not self.sure("metrics", effect.metric):
             return
         assigned = [self.spec.experiments[name].assignment for name in evidence]
-        if not all(self._source_sure(assignment.source) for assignment in assigned):
+        if not all(self.source_sure(assignment.source) for assignment in assigned):
             return
         measured = [name for name in evidence if effect.metric in {use.metric for use in self.project.metrics_of(name)}]
         if not measured:
@@ -543,7 +547,7 @@ class _CloserLook:
         self.own, self.source = self.project.source_of(name)
 
     def problem(self, code: str, message: str, *inside: Step) -> None:
-        self.checker.problem(code, message, *self.checker._place("experiments", self.name, inside))
+        self.checker.problem(code, message, *self.checker.place("experiments", self.name, inside))
 
     def check(self) -> None:
         if self.experiment.period is not None:
@@ -557,7 +561,7 @@ class _CloserLook:
 
     def _uses(self) -> list[str]:
         """The metrics read that are sound by themselves."""
-        return [u.metric for u in self.project.metrics_of(self.name) if self.checker.sure("metrics", u.metric)]
+        return [u.metric for u in self.project.metrics_of(self.name) if self.checker.readable(u.metric)]
 
     def _timed(self, why: str, *inside: Step) -> bool:
         """Whether exposures have a time; a problem where they have none."""
@@ -580,7 +584,7 @@ class _CloserLook:
     def switchback(self) -> None:
         for metric in self._uses():
             declared = self.spec.metrics[metric]
-            timeless = self.checker._timeless(metric)
+            timeless = self.checker.timeless(metric)
             if timeless is not None:
                 message = f"'{metric}' reads '{timeless}', which has no time, so the period of its rows is not known; add time: COLUMN to it"
                 self.problem("no-time", message, "period")
@@ -618,7 +622,7 @@ class _CloserLook:
         endless: list[str] = []
         said: set[str] = set()
         for metric in self._uses() if adjust.cuped else ():
-            timeless = self.checker._timeless(metric)
+            timeless = self.checker.timeless(metric)
             if self.spec.metrics[metric].kind == "quantile" or timeless in said:
                 continue
             if timeless is not None:
@@ -628,11 +632,11 @@ class _CloserLook:
             elif self.project.adjust_period(metric, self.name) is None:
                 endless.append(metric)
         for index, metric in enumerate(adjust.metrics):
-            if not self.checker.sure("metrics", metric):
+            if not self.checker.readable(metric):
                 continue
             at = ("adjust", "metrics", index)
             before = len(self.checker.problems)
-            self.checker._read_before(metric, *self.checker._place("experiments", self.name, at))
+            self.checker.read_before(metric, *self.checker.place("experiments", self.name, at))
             self._obstacle(metric, *at)
             if len(self.checker.problems) == before and self.project.adjust_period(metric, self.name) is None:
                 endless += [] if metric in endless else [metric]
@@ -641,11 +645,9 @@ class _CloserLook:
             self.problem("no-period", message, "adjust")
 
     def _obstacle(self, metric: str, *inside: Step) -> None:
-        declared = self.spec.metrics[metric]
-        if all(self.checker.sure("sources", source) for _, source in sources_of(declared)):
-            obstacle = self.project.unreadable(declared, self.name, self.entity)
-            if obstacle is not None:
-                self.problem(obstacle.code, f"'{metric}' cannot be read here: {obstacle.message}", *inside)
+        obstacle = self.project.unreadable(self.spec.metrics[metric], self.name, self.entity)
+        if obstacle is not None:
+            self.problem(obstacle.code, f"'{metric}' cannot be read here: {obstacle.message}", *inside)
 
     def attributes(self) -> None:
         for inside, name in attributes_of(self.experiment):
@@ -653,7 +655,7 @@ class _CloserLook:
                 continue
             attribute = self.spec.attributes[name]
             if attribute.metric is not None:
-                if self.checker.sure("metrics", attribute.metric):
+                if self.checker.readable(attribute.metric):
                     self._obstacle(attribute.metric, *inside)
                 self._timed(f"what '{name}' was before exposure is not known", *inside)
             else:
@@ -678,7 +680,7 @@ class _CloserLook:
 
     def time(self) -> None:
         primaries = self._primaries()
-        if not all(self.checker.sure("metrics", metric) for metric in primaries) or not primaries:
+        if not primaries or not all(self.checker.readable(metric) for metric in primaries):
             return
         if self.experiment.over_time is not None and self._timed("the time since exposure is not known", "over_time"):
             self._over_time(primaries, self.experiment.over_time.every)
@@ -698,7 +700,7 @@ class _CloserLook:
         """Whether the rows of each metric have a time; a problem where they have none."""
         dated = True
         for metric in metrics:
-            timeless = self.checker._timeless(metric)
+            timeless = self.checker.timeless(metric)
             if timeless is not None:
                 dated = False
                 message = f"'{metric}' reads '{timeless}', which has no time, so the step of its rows is not known; add time: COLUMN to it"
@@ -746,7 +748,7 @@ class _CloserLook:
                 continue
             declared = self.spec.experiments[other]
             entity = self.project.find_entity(other)
-            if not self.checker._source_sure(declared.assignment.source) or entity is None:
+            if not self.checker.source_sure(declared.assignment.source) or entity is None:
                 continue
             at = ("interactions", index)
             if declared.period is not None:
