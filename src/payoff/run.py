@@ -473,7 +473,12 @@ class Project:
                     catalog.view(source).scalar(piece.text)
                 except ExpressionError as error:
                     codes.add(error.code)
-                    problems.append(self._problem(piece.path, error))
+                    problem = self._problem(piece.path, error)
+                    if piece.attribute is not None and error.code == "unknown-column":
+                        known = [*self.loaded.spec.attributes, *catalog.view(source).relation.columns]
+                        message = f"'{piece.attribute}' is neither an attribute nor a column of source '{source}'"
+                        problem = replace(problem, message=message + did_you_mean(piece.attribute, known))
+                    problems.append(problem)
         if problems:
             raise (MissingColumns if codes == {"unknown-column"} else DefinitionError)(problems)
 

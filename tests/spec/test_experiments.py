@@ -404,6 +404,36 @@ def test_names_that_are_wrong_hide_nothing_that_follows(tmp_path: Path) -> None:
     assert {p.split(" ")[1] for p in problems(tmp_path, text)} == {"error[unknown-key]:"}
 
 
+def test_a_name_that_is_neither_an_attribute_nor_a_column_is_found_at_its_place(tmp_path: Path) -> None:
+    from tests.builders import make_project
+
+    project = make_project(
+        tmp_path,
+        """
+        sources:
+          exposures: {table: exposures, time: t, entity: {user: user_id}}
+        metrics:
+          seen: {kind: count, from: exposures}
+        attributes:
+          tenure: {since: signed_up_at, cuts: [30d]}
+        experiments:
+          recs:
+            assignment: {source: exposures, variant: arm, control: off}
+            primary: seen
+            segments: [tenure, device, tenur, "user", devise]
+        """,
+        'CREATE TABLE exposures (user_id INT, t TIMESTAMP, arm TEXT, signed_up_at TIMESTAMP, device TEXT, "user" TEXT)',
+    )
+    with project.catalog() as catalog, pytest.raises(DefinitionError) as caught:
+        project.check_sql(catalog, ["exposures"])
+    assert [str(problem) for problem in caught.value.problems] == [
+        "definitions/all.yml:12:32 error[unknown-column]: 'tenur' is neither an attribute nor a column of source"
+        " 'exposures'; did you mean 'tenure'?",
+        "definitions/all.yml:12:47 error[unknown-column]: 'devise' is neither an attribute nor a column of source"
+        " 'exposures'; did you mean 'device'?",
+    ]
+
+
 # ---------------------------------------------------------------- the published schema and hostile input
 
 
