@@ -85,6 +85,10 @@ experiments:
     washout: 30m
 programmes:
   autumn: {experiments: [recs, ranking, third], metric: revenue, shipped: [recs], holdout: holdout}
+claims:
+  worth: {statement: It pays, evidence: [recs], amount: effect(revenue)}
+reports:
+  board: {show: [programmes.autumn]}
 """
 
 
@@ -347,6 +351,8 @@ CASES: list[tuple[str, str, str, str]] = [
     ("shipped: [recs]", "shipped: [recs, recs]", "recs], hold", "[named-twice]: 'recs' stands twice in shipped; name it once"),
     ("holdout: holdout}", "holdout: holdot}", "holdot}", "[unknown-experiment]: 'holdot' is not an experiment; did you mean 'holdout'?"),
     ("holdout: holdout}", "holdout: third}", "third}", "[bad-value]: 'third' is what the programme is held against; leave it out of experiments"),
+    ("[programmes.autumn]", "[programmes.autum]", "autum]", "[unknown-programme]: 'autum' is not a programme; did you mean 'autumn'?"),
+    ("amount: effect(revenue)", "amount: effect(slow)", "effect(slow)", "[wrong-metric]: 'slow' is a quantile metric, and effects on a quantile do not add up to an amount"),
     ("holdout: holdout}", "holdout: regions}", "regions}", "[unmeasured-metric]: 'regions' does not read 'revenue'"),
 ]  # fmt: skip
 

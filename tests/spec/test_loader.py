@@ -526,7 +526,7 @@ CASES: list[tuple[str, str, str]] = [
     ("low: 0.9", "low: 2", "holdout.yml:13:3 error[bad-value]: low <= value <= high does not hold: 2, 1, 1.1"),
     ("euro: {value", "2euro: {value", "holdout.yml:13:3 error[bad-name]: '2euro' is not a name: letters, digits and underscores, not starting with a digit"),
     ("claims.personalisation,", "claims.personalization,", "holdout.yml:23:40 error[unknown-claim]: 'personalization' is not a claim; did you mean 'personalisation'?"),
-    ("metrics.margin]", "models.intent]", "error[unknown-entry]: 'models.intent' cannot be shown in this version; name claims.X, experiments.X or metrics.X"),
+    ("metrics.margin]", "models.intent]", "error[unknown-entry]: 'models.intent' cannot be shown in this version; name claims.X, experiments.X, programmes.X or metrics.X"),
 ]  # fmt: skip
 
 

@@ -850,7 +850,7 @@ class Claim(Noun):
 
 
 class Report(Noun):
-    """Which figures go to whom. ``show`` names claims.X, experiments.X or metrics.X."""
+    """Which figures go to whom. ``show`` names claims.X, experiments.X, programmes.X or metrics.X."""
 
     audience: str | None = None
     title: str | None = None

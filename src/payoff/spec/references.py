@@ -489,6 +489,10 @@ class _Checker:
     def _effect(self, claim: Claim, effect: Effect, at: Steps) -> None:
         """Some evidence measures the effect, and the arm it names is one there is."""
         evidence = claim.evidence
+        if self.sure("metrics", effect.metric) and self.spec.metrics[effect.metric].kind == "quantile":
+            message = f"'{effect.metric}' is a quantile metric, and effects on a quantile do not add up to an amount"
+            self.problem("wrong-metric", message, *at, offset=effect.offset)
+            return
         if not self.sure("experiments", *evidence) or not self.sure("metrics", effect.metric):
             return
         assigned = [self.spec.experiments[name].assignment for name in evidence]
@@ -525,16 +529,23 @@ class _Checker:
     def shown_entry(self, report: str, index: int, entry: str) -> None:
         exact = ("reports", report) not in self.doubtful
         at = ("reports", report, "show", *((index,) if exact else ()))
-        match = re.fullmatch(r"(claims|experiments|metrics)\.(.+)", entry)
+        match = re.fullmatch(r"(claims|experiments|programmes|metrics)\.(.+)", entry)
         if match is None:
             section = entry.split(".", maxsplit=1)[0]
-            near = hint(section, ("claims", "experiments", "metrics")) if "." in entry else ""
+            near = hint(section, ("claims", "experiments", "programmes", "metrics")) if "." in entry else ""
             message = f"{shown(entry)} cannot be shown in this version{near}"
             self.problem(
-                "unknown-entry", message + ("" if near else "; name claims.X, experiments.X or metrics.X"), *at
+                "unknown-entry",
+                message + ("" if near else "; name claims.X, experiments.X, programmes.X or metrics.X"),
+                *at,
             )
             return
-        called = {"claims": "a claim", "experiments": "an experiment", "metrics": "a metric"}[match[1]]
+        called = {
+            "claims": "a claim",
+            "experiments": "an experiment",
+            "programmes": "a programme",
+            "metrics": "a metric",
+        }[match[1]]
         self.known(match[1], match[2], called, *at, offset=len(match[1]) + 1)
 
 
