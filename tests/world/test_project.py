@@ -45,8 +45,8 @@ def test_the_definitions_load_and_name_what_is_there(project: Path) -> None:
         assert experiment.assignment.split is not None
         assert set(experiment.assignment.split) == {arm, "generic"}
         assert experiment.assignment.control_arm == "generic"
-    assert spec.experiments["global_holdout"].primary == "margin_90d"
-    assert spec.experiments["first_name_subject"].primary == "click_rate"
+    assert spec.experiments["global_holdout"].primary == ("margin_90d",)
+    assert spec.experiments["first_name_subject"].primary == ("click_rate",)
 
 
 def test_windows_of_the_definitions_are_those_of_the_truth(project: Path) -> None:
