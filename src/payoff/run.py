@@ -37,12 +37,14 @@ from payoff.warehouse.engine import Progress
 from payoff.warehouse.layout import sources_of
 from payoff.warehouse.needs import ArmsData
 from payoff.warehouse.query import ExpressionError, select_only
-from payoff.warehouse.sources import Catalog, from_us
+from payoff.warehouse.sources import Catalog, from_us, to_us
 from payoff.warehouse.statements import Step
 from payoff.warehouse.volumes import rows_in, units_in
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+    from payoff.methods.experiment.power import Plan
 
 DEFAULT_SEED = 1
 
@@ -262,6 +264,10 @@ class Asked:
 
     def explain(self) -> str:
         return "\n".join(describe(step) for step in self._project.plan([f"{self.kind}.{self.name}"]))
+
+    def power(self, **options: Any) -> Plan:
+        """How many units and weeks it takes, before it runs: `Project.power` of this experiment, with its options."""
+        return self._project.power(f"{self.kind}.{self.name}", **options)
 
     def __repr__(self) -> str:
         return f"<{self.kind}.{self.name} of {self._project.spec.project}: call run()>"
@@ -635,6 +641,82 @@ class Project:
             with self.ledger() as ledger:
                 ledger.append({**run.to_dict(), **({"command": command} if command else {})}, actor=actor)
         return run
+
+    def power(
+        self,
+        name: str,
+        *,
+        mde: float | None = None,
+        lift: float | str | None = None,
+        weeks: int | None = None,
+        power: float | None = None,
+        history: timedelta | str | None = None,
+        source: str | None = None,
+        progress: Progress | None = None,
+    ) -> Plan:
+        """Units, weeks and the smallest effect of an experiment before it runs, from history in the project's own sources.
+
+        ``mde`` is the smallest effect in the primary's unit, ``lift`` the same as a share (0.05 or "5%"); default: the
+        experiment's ``stop``, as for ``power``. ``history`` is how far back units are taken (28d), in ``source`` (default:
+        where the assignment was recorded, else where the metrics are). Reads data, and keeps nothing in the ledger.
+        """
+        from payoff.methods.experiment import power as planning
+        from payoff.warehouse import history as recorded
+
+        experiments, claims, programmes = self._asked([name])
+        if claims or programmes or len(experiments) != 1:
+            raise UsageError(f"'{name}' is not an experiment; power is that of one experiment")
+        design = self._design(experiments[0], ())
+        ask = planning.Ask.of(design, mde=mde, lift=lift, weeks=weeks, power=power, history=history, source=source)
+        if source is not None:
+            if source not in self.loaded.sources():
+                raise UsageError(f"there is no source '{source}'{did_you_mean(source, self.loaded.sources())}")
+            apart = self.loaded.apart(source, design.name, design.entity)
+            if apart is not None:
+                raise UsageError(f"history cannot be read from '{source}': {apart[1]}")
+        wanted = planning.needs_of(design)
+        involved = sorted(sources_of(wanted))
+        places = planning.candidates(design, [s for s in involved if self._knows(s, design)], ask)
+        sources = list(dict.fromkeys((*(p.source for p in places), *involved)))
+        with self.catalog(sources, progress) as catalog:
+            self.check_sql(catalog, sources)
+            found = recorded.pretend(
+                catalog,
+                places,
+                design.entity,
+                [s for s in involved if s != design.source],
+                span_us=round(ask.history / timedelta(microseconds=1)),
+                horizon_us=max((m.horizon_us or 0 for m in wanted.metrics), default=0),
+                until_us=None if design.experiment.starts is None else to_us(design.experiment.starts, design.zone),
+            )
+            needs, notes = planning.history_needs(design, found)
+            reader = ArmsReader(catalog, needs)
+            fetched = reader.fetch()
+            came, sql = None, tuple((step.name, step.sql) for step in reader.steps)
+            if found.starts_us is not None:
+                came, more = recorded.arrivals(
+                    catalog,
+                    found.source,
+                    design.entity,
+                    found.starts_us,
+                    found.days,
+                    where=found.where,
+                    cluster=design.experiment.cluster,
+                    period_us=wanted.period_us,
+                )
+                sql = (*sql, *more)
+        data, by_unit = fetched[design.name], fetched.get(planning.unit_read(design.name))
+        return planning.plan(design, ask, found, data, by_unit, came, notes, sql)
+
+    def _knows(self, source: str, design: ExperimentDesign) -> bool:
+        """Whether units of the experiment can be pretended to have been seen in this source."""
+        known = self.loaded.sources()[source]
+        cluster = design.experiment.cluster
+        return (
+            known.time is not None
+            and self.loaded.declares(known, design.entity)
+            and (cluster is None or self.loaded.declares(known, cluster))
+        )
 
     def doctor(self, progress: Progress | None = None) -> list[Finding]:
         """A look at every source: reachable, populated, keyed, timed, unrepeated."""
