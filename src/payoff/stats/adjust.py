@@ -79,7 +79,7 @@ def adjusted_levels(
     moments: Mapping[str, Moments], *, kind: Kind = "mean", scale: float = 1.0, size: int | None = None
 ) -> Adjusted:
     """Levels adjusted by a regression on covariates in each arm (Lin 2013, "Agnostic notes on regression adjustments to
-    experimental data: reexamining Freedman's critique", section 4: OLS with treatment-covariate interactions).
+    experimental data: reexamining Freedman's critique": OLS with treatment-covariate interactions).
 
     ``moments`` of ALL arms by name; columns are the measures (one for a mean; numerator and denominator for a ratio), then
     the covariates. ``size`` is the column, if any, that counts a cluster's units: rows are then clusters and columns their
@@ -201,7 +201,7 @@ def balance(moments: Mapping[str, Moments], covariates: int) -> Balance | None:
 
     d2 = sum_a n_a (xbar_a - xbar)' T^-1 (xbar_a - xbar), T the covariance over all units together: what random assignment
     of the very units that came would give (Hansen and Bowers 2008, "Covariate balance in simple, stratified and clustered
-    comparative studies", section 4.1, for two arms; N - 1 times Pillai's trace for more). Wald's form, with the covariance
+    comparative studies", for two arms; N - 1 times Pillai's trace for more). Wald's form, with the covariance
     within arms, rejects too often when covariates are many, and has no value where a covariate tells the arms apart
     perfectly. Columns that say nothing of their own are dropped. None when no covariate varies at all.
     """
@@ -242,7 +242,7 @@ def post_stratified(
 
     ``strata``: stratum -> arm -> Moments whose first columns are the measures (others are ignored); an arm may lack a
     stratum. Variance and covariance are those of units sampled from a population (Miratrix, Sekhon, Yu 2013, "Adjusting
-    treatment effect estimates by post-stratification in randomized experiments", section 5):
+    treatment effect estimates by post-stratification in randomized experiments"):
 
         Var(a)    = sum_s W_s^2 Sigma_sa / n_sa + B_aa,    Cov(a, b) = B_ab
         B_ab      = sum_s W_s (mean_sa - mean_a)(mean_sb - mean_b)' / N
@@ -337,7 +337,7 @@ def diluted(difference: Difference, triggered: Mapping[str, int], everyone: Mapp
     """The difference among triggered units carried to everyone assigned: times the share that triggered.
 
     Right for means of what can only change after the trigger (Deng and Hu 2015, "Diluted treatment effect estimation for
-    trigger analysis in online controlled experiments", section 3): units that never triggered have a difference of zero.
+    trigger analysis in online controlled experiments"): units that never triggered have a difference of zero.
     ``triggered`` and ``everyone`` count units by arm. The share is pooled over arms, whose triggering cannot differ if it
     happens before treatment shows. Given who triggered, the difference does not depend on the share, so by the delta
     method se^2 = share^2 se_d^2 + d^2 share (1 - share) / N; degrees of freedom by Satterthwaite, the share's being N's.
