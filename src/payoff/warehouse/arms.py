@@ -2,7 +2,7 @@
 
 Every assignment source is read once for all experiments over it (first exposures), every outcome once for all metrics of
 all experiments that read it (unit values); several sources that are conditions over one table share its scan. What follows
-(caps, moments) reads only temporary tables of one row a unit. What returns to the client grows with experiments x metrics
+(attributes, caps, moments) reads only temporary tables of one row a unit. What returns to the client grows with experiments x metrics
 x arms, never with units.
 """
 
@@ -10,21 +10,50 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-import numpy as np
 from sqlglot import exp
 
 from payoff.errors import DataError
+from payoff.stats import quantile
 from payoff.stats.moments import Moments
-from payoff.warehouse.layout import Exposure, Layout, metric_sources, sources_of
-from payoff.warehouse.needs import ROWS, ArmsData, ArmsNeed, MetricMoments, SourceProfile
+from payoff.warehouse.layout import Exposure, Layout, Rows, Scan, metric_sources, sources_of
+from payoff.warehouse.needs import (
+    ROWS,
+    ArmQuantile,
+    ArmsData,
+    ArmsNeed,
+    AttributeNeed,
+    AttributeProfile,
+    ClusterProfile,
+    IfCapped,
+    MetricMoments,
+    MetricNeed,
+    SourceProfile,
+)
 from payoff.warehouse.query import Query, fragment, sql
 from payoff.warehouse.sources import Catalog, View, to_us
-from payoff.warehouse.statements import Statements, Step, pairs
+from payoff.warehouse.statements import Statements, Step
+from payoff.warehouse.units import (
+    IN,
+    MOST_CLASSES,
+    UNKNOWN,
+    Facts,
+    Units,
+    class_of,
+    double,
+    needs_units_kept,
+    of_classes,
+    of_number,
+    placeholder,
+    read_moments,
+)
 
 _CALENDAR = (-62_135_596_800_000_000, 253_402_300_800_000_000)
 """The years 1 to 9999 in microseconds since the epoch."""
+_HEAVY = 0.05
+"""A share of an arm's variance: where one unit makes more, what a cap would do is worked out too."""
 
 
 class ArmsReader:
@@ -40,70 +69,177 @@ class ArmsReader:
         self.steps: list[Step] = []
 
     def plan(self) -> list[Step]:
-        """The statements in order, with what only the data can tell left as $parameters. Reads no rows."""
+        """The statements in order, with what only the data can tell left as $parameters. Reads no rows.
+
+        What a heavy tail would become under a cap is worked out only where there is one, and is not in the plan.
+        """
         self._load_text_files(run=False)
-        self._layout.arrange()
+        layout, statements = self._layout, self._statements
+        layout.arrange()
         steps = list(self.steps)
-        for view in self._layout.unique_views():
-            steps += [step for step in (self._statements.profile(view), self._statements.ids(view)) if step is not None]
-        for exposure in self._layout.exposures:
-            steps.append(self._statements.exposure(exposure))
-        for entity in self._layout.entities():
-            steps.append(self._statements.exposed(entity))
-        for scan in self._layout.scans:
-            bounds = {k: exp.Placeholder(this=k) for k in ("first_exposure", "last_exposure_and_window")}
-            steps.append(self._statements.scan(scan, bounds["first_exposure"], bounds["last_exposure_and_window"]))
-        for x, need in enumerate(self._layout.needs):
-            cutoffs: dict[str, exp.Expr | None] = {
-                m.name: exp.Placeholder(this=f"closed_before_{m.name}") if m.horizon_us is not None else None
-                for m in need.metrics
-            }
-            caps: dict[tuple[str, int], exp.Expr] = {}
-            if any(measure.cap and measure.cap.percentile for m in need.metrics for measure in m.measures):
-                steps.append(self._statements.caps(x, cutoffs))
-            for m in need.metrics:
-                for j, measure in enumerate(m.measures):
-                    if measure.cap is not None:
-                        given = measure.cap.value
-                        caps[m.name, j] = (
-                            exp.Placeholder(this=f"cap_{m.name}_{j}") if given is None else exp.convert(given)
-                        )
-            steps.append(self._statements.moments(x, cutoffs, caps))
+        for view in layout.unique_views():
+            steps += [step for step in (statements.profile(view), statements.ids(view)) if step is not None]
+        steps += [statements.exposure(exposure) for exposure in layout.exposures]
+        low, high = placeholder("first_exposure"), placeholder("last_exposure_and_window")
+        for entity in layout.entities():
+            stages = statements.stages(entity)
+            steps.append(statements.assigned(entity))
+            steps += [statements.scan(s, low, high) for s in layout.scans if s.stage < 0 and s.entity == entity]
+            steps += [statements.triggered(entity)] if self._has_triggers(entity) else []
+            if self._has_clusters(entity):
+                steps += [statements.mixed_clusters(entity), statements.clustered(entity)]
+            assert stages[-1] == f"exposed_{entity}"
+        steps += [statements.scan(scan, low, high) for scan in layout.scans if scan.stage >= 0]
+        steps += [statements.rows(rows, low, high) for rows in layout.rows]
+        steps += [statements.lookup(lookup) for lookup in layout.lookups]
+        for x, need in enumerate(layout.needs):
+            steps += self._planned(x, need)
         return steps
+
+    def _planned(self, x: int, need: ArmsNeed) -> list[Step]:
+        units, steps = Units(self._layout, x), []
+        facts = Facts(
+            {m.name: placeholder(f"closed_before_{m.name}") if m.horizon_us is not None else None for m in need.metrics}
+        )
+        if need.cluster is not None:
+            steps.append(units.clusters())
+        if need.attributes:
+            steps += [units.attributes(), units.profile()]
+            for k, attribute in enumerate(need.attributes):
+                cuts = [*attribute.cuts, *attribute.quantiles]
+                if attribute.name in need.segments:
+                    facts.segments[attribute.name] = class_of(attribute, k, cuts)[0]
+                if attribute.name in need.covariates and units.is_number(attribute):
+                    facts.covariates += of_number(attribute, k, placeholder(f"mean_of_{attribute.name}"), gaps=False)
+                elif attribute.name in need.covariates:
+                    steps.append(units.classes(k))
+                    facts.covariates += of_classes(attribute, k, ["", f"$classes_of_{attribute.name}"])
+        kept = needs_units_kept(need)
+        if kept:
+            steps.append(units.keep(facts))
+        found = units.facts(facts, kept)
+        steps += [found] if found is not None else []
+        for m in need.metrics:
+            for j, measure in enumerate(m.measures):
+                if measure.cap is not None:
+                    given = measure.cap.value
+                    facts.caps[m.name, j] = placeholder(f"cap_{m.name}_{j}") if given is None else double(given)
+        steps += [step for step, _, _ in self._moments_of(units, facts, kept)]
+        for m in need.metrics:
+            if m.quantile is not None:
+                at, ends = placeholder("quantile"), (placeholder("low_rank"), placeholder("high_rank"))
+                arms = need.arms or ("$arm",)
+                steps += [units.spread(m, facts), units.quantiles(m), units.below(m, dict.fromkeys(arms, at))]
+                steps.append(units.outer(m, dict.fromkeys(arms, ends)))
+        steps += [units.crossed_arms(n) for n in range(len(need.beside))]
+        return steps
+
+    def _has_triggers(self, entity: str) -> bool:
+        return any(n.entity == entity and n.trigger is not None for n in self._layout.needs)
+
+    def _has_clusters(self, entity: str) -> bool:
+        return any(n.entity == entity and n.cluster is not None for n in self._layout.needs)
+
+    # ---------------------------------------------------------------- running
 
     def fetch(self) -> dict[str, ArmsData]:
         """Run the plan. Returns the answer to each need by experiment name."""
-        engine = self._layout.catalog.engine
+        layout, statements = self._layout, self._statements
         self._load_text_files(run=True)
-        self._layout.arrange()
-        for view in self._layout.unique_views():
+        layout.arrange()
+        for view in layout.unique_views():
             self._profile(view)
         counts: dict[int, dict[str, Any]] = {}
         arms: dict[int, dict[str, int]] = {}
-        for exposure in self._layout.exposures:
-            step = self._statements.exposure(exposure)
-            engine.keep(exposure.table, step.query, step.purpose, exposure.view.name)
-            self.steps.append(step)
+        for exposure in layout.exposures:
+            self._keep(exposure.table, statements.exposure(exposure), exposure.view.name)
             self._count_exposures(exposure, counts, arms)
-        for entity in self._layout.entities():
-            step = self._statements.exposed(entity)
-            engine.keep(f"exposed_{entity}", step.query, step.purpose)
-            self.steps.append(step)
-        for exposure in self._layout.exposures:
-            engine.drop(exposure.table)
-        for scan in self._layout.scans:
-            firsts = [counts[x]["first_us"] for x in scan.users if counts[x]["first_us"] is not None]
-            lasts = [counts[x]["last_us"] for x in scan.users if counts[x]["last_us"] is not None]
-            reach = self._layout.reach(scan)
-            low = exp.convert(min(firsts)) if firsts else None
-            high = exp.convert(max(lasts) + reach) if lasts and reach is not None else None
-            step = self._statements.scan(scan, low, high)
-            engine.keep(scan.table, step.query, step.purpose, scan.view.name)
-            self.steps.append(step)
+        for entity in layout.entities():
+            self._expose(entity, counts)
+        for scan in layout.scans:
+            if scan.stage >= 0:
+                self._keep(scan.table, statements.scan(scan, *self._span(scan, counts)), scan.view.name)
+        for rows in layout.rows:
+            self._keep(rows.table, statements.rows(rows, *self._span(rows, counts)), rows.view.name)
+        for lookup in layout.lookups:
+            self._keep(lookup.table, statements.lookup(lookup), lookup.view.name)
         return {
-            need.experiment: self._answer(x, need, counts[x], arms.get(x, {}))
-            for x, need in enumerate(self._layout.needs)
+            need.experiment: self._answer(x, need, counts[x], arms.get(x, {})) for x, need in enumerate(layout.needs)
         }
+
+    def _keep(self, table: str, step: Step, source: str | None = None) -> None:
+        self._layout.catalog.engine.keep(table, step.query, step.name, source)
+        self.steps.append(step)
+
+    def _rows(self, step: Step) -> list[dict[str, Any]]:
+        self.steps.append(step)
+        rows: list[dict[str, Any]] = self._layout.catalog.engine.fetch(step.query, step.name).to_pylist()
+        return rows
+
+    def _span(
+        self, read: Scan | Rows, counts: Mapping[int, Mapping[str, Any]]
+    ) -> tuple[exp.Expr | None, exp.Expr | None]:
+        """The first and the last time that a pass can need, None where there is no bound."""
+        if isinstance(read, Rows):
+            back, reach = max(0, -read.folded.measure.from_us), read.folded.measure.horizon_us
+        else:
+            back, reach = self._layout.back(read), self._layout.reach(read)
+        firsts = [counts[x]["first_us"] for x in read.users if counts[x]["first_us"] is not None]
+        lasts = [counts[x]["last_us"] for x in read.users if counts[x]["last_us"] is not None]
+        low = exp.convert(min(firsts) - back) if firsts else None
+        return low, exp.convert(max(lasts) + reach) if lasts and reach is not None else None
+
+    def _expose(self, entity: str, counts: dict[int, dict[str, Any]]) -> None:
+        """The exposed units of every experiment on one kind of unit: numbered, triggered, of clusters in one arm."""
+        layout, statements, engine = self._layout, self._statements, self._layout.catalog.engine
+        stages = statements.stages(entity)
+        self._keep(stages[0], statements.assigned(entity))
+        for exposure in layout.exposures:
+            if exposure.entity == entity:
+                engine.drop(exposure.table)
+        at = 0
+        if self._has_triggers(entity):
+            for scan in layout.scans:
+                if scan.stage < 0 and scan.entity == entity:
+                    low, _ = self._span(scan, counts)
+                    self._keep(scan.table, statements.scan(scan, low, None), scan.view.name)
+            self._keep(stages[1], statements.triggered(entity))
+            moved = [x for x, n in enumerate(layout.needs) if n.entity == entity and n.trigger is not None]
+            for x in moved:
+                before, after = (self._arms_in(stages[s], x, counts[x], s == 1) for s in (0, 1))
+                counts[x]["untriggered"] = {
+                    arm: n - after.get(arm, 0) for arm, n in before.items() if n > after.get(arm, 0)
+                }
+                counts[x]["exposed"] = after
+            at = 1
+        if self._has_clusters(entity):
+            self._keep(f"mixed_{entity}", statements.mixed_clusters(entity))
+            self._keep(stages[at + 1], statements.clustered(entity))
+            for x in [x for x, n in enumerate(layout.needs) if n.entity == entity and n.cluster is not None]:
+                counted = sql(
+                    f"""
+                    SELECT (SELECT count(*) FROM mixed_{entity} WHERE x = $x) AS several,
+                           (SELECT count(*) FROM {stages[at]} WHERE x = $x AND cluster IS NULL) AS without
+                    """,
+                    x=x,
+                )
+                counts[x]["mixed"] = engine.row(counted, "count clusters")
+                counts[x]["exposed"] = self._arms_in(stages[-1], x, counts[x], True)
+            engine.drop(f"mixed_{entity}")
+        for table in stages[:-1]:
+            engine.drop(table)
+
+    def _arms_in(self, table: str, x: int, counts: dict[str, Any], spanned: bool) -> dict[str, int]:
+        """Units by arm, and (``spanned``) the span of their exposures into ``counts``."""
+        query = sql(
+            f"SELECT arm, count(*) AS n, min(t0) AS first_us, max(t0) AS last_us FROM {table} WHERE x = $x GROUP BY arm ORDER BY arm",
+            x=x,
+        )
+        rows = self._layout.catalog.engine.fetch(query, "count exposed units").to_pylist()
+        if spanned:
+            counts["first_us"] = min((r["first_us"] for r in rows if r["first_us"] is not None), default=None)
+            counts["last_us"] = max((r["last_us"] for r in rows if r["last_us"] is not None), default=None)
+        return {row["arm"]: int(row["n"]) for row in rows}
 
     def _profile(self, view: View) -> None:
         step = self._statements.profile(view)
@@ -200,75 +336,29 @@ class ArmsReader:
         for row in engine.fetch(by_arm, "count arms").to_pylist():
             arms.setdefault(row["x"], {})[row["arm"]] = row["n"]
 
+    # ---------------------------------------------------------------- answers
+
     def _answer(self, x: int, need: ArmsNeed, counts: Mapping[str, Any], arms: Mapping[str, int]) -> ArmsData:
-        engine = self._layout.catalog.engine
+        engine, began = self._layout.catalog.engine, len(self.steps)
+        units = Units(self._layout, x)
         involved = sorted({need.source} | sources_of(need))
-        clocks = [self._profiles[s].last_us for s in involved if self._profiles[s].last_us is not None]
-        as_of = max(c for c in clocks if c is not None) if clocks else None
-        cutoffs: dict[str, exp.Expr | None] = {}
-        for metric in need.metrics:
-            through = [
-                self._profiles[s].last_us
-                for s in metric_sources(metric)
-                if self._layout.views[s].source.through is not None and self._layout.views[s].clock is not None
-            ]
-            complete = min([t for t in through if t is not None] + ([as_of] if as_of is not None else []), default=None)
-            horizon = metric.horizon_us
-            timed = counts["first_us"] is not None and any(self._layout.views[s].clock for s in metric_sources(metric))
-            cutoffs[metric.name] = (
-                exp.convert(complete - horizon) if timed and complete is not None and horizon is not None else None
-            )
-        caps: dict[tuple[str, int], float] = {}
-        if any(m.cap is not None and m.cap.percentile is not None for metric in need.metrics for m in metric.measures):
-            step = self._statements.caps(x, cutoffs)
-            found = engine.row(step.query, step.name)
-            self.steps.append(step)
-        for i, metric in enumerate(need.metrics):
-            for j, measure in enumerate(metric.measures):
-                if measure.cap is None:
-                    continue
-                value = measure.cap.value if measure.cap.value is not None else found[f"cap{i}_{j}"]
-                if value is not None:
-                    caps[metric.name, j] = float(value)
-        bound = {k: exp.convert(v) for k, v in caps.items()}
-        step = self._statements.moments(x, cutoffs, bound)
-        self.steps.append(step)
-        try:
-            table = engine.fetch(step.query, step.name).to_pylist()
-        except DataError:
-            self._name_what_is_not_finite(need)
-            raise
-        if not all(math.isfinite(v) for row in table for v in row.values() if isinstance(v, float)):
-            self._name_what_is_not_finite(need)
-            raise DataError(
-                f"a metric of {need.experiment} overflows: values are too large for a variance", source=need.source
-            )
+        as_of = self._as_of(need)
+        facts = Facts(self._cutoffs(need, counts, as_of))
         exposed = {arm: n for arm, n in arms.items() if not need.arms or arm in need.arms}
-        metrics: dict[str, MetricMoments] = {}
-        for i, metric in enumerate(need.metrics):
-            k = len(metric.measures)
-            moments = {row["arm"]: _read_moments(row, f"s{i}", k) for row in table}
-            eligible = {row["arm"]: row[f"eligible{i}"] for row in table}
-            metrics[metric.name] = MetricMoments(
-                moments=moments,
-                ineligible={arm: n - eligible.get(arm, 0) for arm, n in exposed.items()},
-                eligible=eligible,
-                without={arm: eligible[arm] - moments[arm].n for arm in moments},
-                caps=tuple(caps.get((metric.name, j)) for j in range(k)),
-                invalid=sum(int(row.get(f"bad{i}") or 0) for row in table),
-            )
-        index = {metric.name: i for i, metric in enumerate(need.metrics)}
-        crosses = {
-            (a, b): {
-                row["arm"]: _read_moments(
-                    row,
-                    f"c{index[a]}_{index[b]}",
-                    len(need.metrics[index[a]].measures) + len(need.metrics[index[b]].measures),
-                )
-                for row in table
-            }
-            for a, b in need.crosses
+        exposed = counts.get("exposed", exposed)
+        clusters = self._clusters(units, counts) if need.cluster is not None else None
+        attributes, order = self._attributes(units, facts)
+        kept = needs_units_kept(need)
+        if kept:
+            self._keep(units.table("units"), units.keep(facts))
+        self._facts(units, facts, kept)
+        metrics, crosses = self._metrics(units, facts, kept, exposed, order)
+        beside = {
+            name: {(r["arm"], r["other"]): int(r["n"]) for r in self._rows(units.crossed_arms(n))}
+            for n, name in enumerate(need.beside)
         }
+        for table in ("attributes", "units"):
+            engine.drop(units.table(table))
         view = self._layout.views[need.source]
         return ArmsData(
             exposed=exposed,
@@ -287,12 +377,300 @@ class ArmsReader:
             sources={s: self._profiles[s] for s in involved},
             sql=tuple(
                 (s.name, s.sql)
-                for s in self.steps
-                if not s.serves
-                or any(v.split(".")[0] == need.experiment or v == need.experiment for v in s.serves)
-                or s is step
+                for number, s in enumerate(self.steps)
+                if number >= began
+                or (s.reads and not s.serves)
+                or any(v == need.experiment or v.split(".")[0] == need.experiment for v in s.serves)
             ),
+            attributes=attributes,
+            cluster=clusters,
+            untriggered=counts.get("untriggered", {}),
+            beside=beside,
         )
+
+    def _as_of(self, need: ArmsNeed) -> int | None:
+        """The latest time of the sources whose rows are counted: what is known of units says nothing of how far those go."""
+        named = {need.source, *(s for metric in need.metrics for s in metric_sources(metric))}
+        named |= {need.trigger.source} if need.trigger is not None else set()
+        clocks = [us for s in named if (us := self._profiles[s].last_us) is not None]
+        return max(clocks, default=None)
+
+    def _cutoffs(self, need: ArmsNeed, counts: Mapping[str, Any], as_of: int | None) -> dict[str, exp.Expr | None]:
+        cutoffs: dict[str, exp.Expr | None] = {}
+        for metric in need.metrics:
+            through = [
+                self._profiles[s].last_us
+                for s in metric_sources(metric)
+                if self._layout.views[s].source.through is not None and self._layout.views[s].clock is not None
+            ]
+            complete = min([t for t in through if t is not None] + ([as_of] if as_of is not None else []), default=None)
+            horizon = metric.horizon_us
+            timed = counts["first_us"] is not None and any(self._layout.views[s].clock for s in metric_sources(metric))
+            cutoffs[metric.name] = (
+                exp.convert(complete - horizon) if timed and complete is not None and horizon is not None else None
+            )
+        return cutoffs
+
+    def _clusters(self, units: Units, counts: Mapping[str, Any]) -> ClusterProfile:
+        rows, mixed = self._rows(units.clusters()), counts["mixed"]
+        return ClusterProfile(
+            clusters={row["arm"]: int(row["clusters"]) for row in rows},
+            single=sum(int(row["single"]) for row in rows),
+            several_arms=int(mixed["several"]),
+            without=int(mixed["without"]),
+            largest=max((float(row["largest"]) for row in rows), default=0.0),
+        )
+
+    def _attributes(self, units: Units, facts: Facts) -> tuple[dict[str, AttributeProfile], dict[str, list[str]]]:
+        """Profiles of the attributes, the order of their classes; segments and covariates into ``facts``."""
+        need = units.need
+        if not need.attributes:
+            return {}, {}
+        self._keep(units.table("attributes"), units.attributes())
+        (found,) = self._rows(units.profile())
+        profiles: dict[str, AttributeProfile] = {}
+        order: dict[str, list[str]] = {}
+        for k, attribute in enumerate(need.attributes):
+            n, known, later, many = int(found["n"]), *(int(found[f"{part}{k}"]) for part in ("known", "later", "many"))
+            profile = AttributeProfile(
+                attribute.name,
+                missing=n - known - later - many,
+                future=later,
+                ambiguous=many,
+                classes=int(found[f"classes{k}"]),
+                refused=_refused(need, attribute, n, known, later, many, int(found[f"classes{k}"])),
+            )
+            profiles[attribute.name] = profile
+            if profile.refused is not None:
+                continue
+            if attribute.name in need.segments:
+                cuts = list(attribute.cuts)
+                if attribute.quantiles:  # ties make some of them the same; names of their own need them all
+                    cuts = [float(found[f"cut{k}_{j}"]) for j in range(len(attribute.quantiles))]
+                    cuts = cuts if attribute.labels else sorted(set(cuts))
+                facts.segments[attribute.name], order[attribute.name] = class_of(attribute, k, cuts)
+            if attribute.name in need.covariates and units.is_number(attribute):
+                facts.covariates += of_number(attribute, k, double(found[f"mean{k}"]), gaps=known < n)
+            elif attribute.name in need.covariates:
+                classes = [row["class"] for row in self._rows(units.classes(k))]
+                facts.covariates += of_classes(attribute, k, classes)
+        return profiles, order
+
+    def _facts(self, units: Units, facts: Facts, kept: bool) -> None:
+        """Caps, and what stands for the values before exposure that some units have not, into ``facts``."""
+        step = units.facts(facts, kept)
+        found = self._rows(step)[0] if step is not None else {}
+        for i, metric in enumerate(units.need.metrics):
+            for j, measure in enumerate(metric.measures):
+                if measure.cap is not None:
+                    value = measure.cap.value if measure.cap.value is not None else found[f"cap{i}_{j}"]
+                    if value is not None:
+                        facts.caps[metric.name, j] = double(value)
+            for j in range(len(metric.before)):
+                if f"centre{i}_{j}" in found:
+                    centre = found[f"centre{i}_{j}"]
+                    facts.centres[metric.name, j] = double(0.0 if centre is None else centre), found[f"gaps{i}_{j}"] > 0
+
+    def _moments_of(self, units: Units, facts: Facts, kept: bool) -> list[tuple[Step, list[MetricNeed], Sequence[str]]]:
+        """The statements of moments: each with its metrics and the keys that it groups by besides the arm."""
+        need = units.need
+        crossed = {name for pair in need.crosses for name in pair}
+        segmented = [m for m in need.metrics if m.segments and facts.segments and m.quantile is None]
+        plain = [m for m in need.metrics if m not in segmented]
+        plain += [m for m in segmented if m.name in crossed]
+        out: list[tuple[Step, list[MetricNeed], Sequence[str]]] = []
+        if plain:
+            out.append((units.moments(plain, facts, kept, (), need.crosses), plain, ()))
+        if segmented:
+            keys = [f"s{k}" for k in range(len(facts.segments))]
+            out.append((units.moments(segmented, facts, kept, keys), segmented, keys))
+        beside = [m for m in need.metrics if m.name in need.beside_metrics and m.quantile is None]
+        if beside and need.beside:
+            keys = [f"o{n}" for n in range(len(need.beside))]
+            out.append((units.moments(beside, facts, kept, keys), beside, keys))
+        return out
+
+    def _metrics(
+        self,
+        units: Units,
+        facts: Facts,
+        kept: bool,
+        exposed: Mapping[str, int],
+        order: Mapping[str, list[str]],
+    ) -> tuple[dict[str, MetricMoments], dict[tuple[str, str], dict[str, Moments]]]:
+        need = units.need
+        whole: dict[str, dict[str, Mapping[str, Any]]] = {m.name: {} for m in need.metrics}
+        segments: dict[str, dict[str, dict[str, dict[str, Moments]]]] = {m.name: {} for m in need.metrics}
+        beside: dict[str, dict[str, dict[tuple[str, str], Moments]]] = {m.name: {} for m in need.metrics}
+        crosses: dict[tuple[str, str], dict[str, Moments]] = {pair: {} for pair in need.crosses}
+        names = list(facts.segments)
+        for step, metrics, keys in self._moments_of(units, facts, kept):
+            for row in self._finite(need, step):
+                key = next((k for k in keys if row[k] is not None), None)
+                for metric in metrics:
+                    if key is None:
+                        whole[metric.name].setdefault(row["arm"], row)
+                    elif metric.quantile is not None:
+                        continue
+                    elif key.startswith("s"):
+                        classes = segments[metric.name].setdefault(names[int(key[1:])], {})
+                        found = read_moments(row, units.columns(metric, facts))
+                        classes.setdefault(row[key], {})[row["arm"]] = found
+                    elif row[key].startswith(IN):
+                        cells = beside[metric.name].setdefault(need.beside[int(key[1:])], {})
+                        pair = row["arm"], row[key].removeprefix(IN)
+                        cells[pair] = read_moments(row, units.columns(metric, facts))
+                if not keys:
+                    for a, b in need.crosses:
+                        crosses[a, b][row["arm"]] = read_moments(row, units.crossed(a, b, facts))
+        out: dict[str, MetricMoments] = {}
+        for metric in need.metrics:
+            out[metric.name] = self._metric(
+                units, facts, metric, whole[metric.name], exposed,
+                {name: _ordered(classes, order[name]) for name, classes in segments[metric.name].items()},
+                beside[metric.name],
+            )  # fmt: skip
+        tops = {
+            m.name: {arm: row[f"high{units.index[m.name]}_0"] for arm, row in whole[m.name].items()}
+            for m in need.metrics
+            if m.quantile is None
+        }
+        for name, capped in self._if_capped(units, facts, kept, out, tops).items():
+            out[name] = replace(out[name], if_capped=capped)
+        return out, crosses
+
+    def _metric(
+        self,
+        units: Units,
+        facts: Facts,
+        metric: MetricNeed,
+        rows: Mapping[str, Mapping[str, Any]],
+        exposed: Mapping[str, int],
+        segments: Mapping[str, Mapping[str, Mapping[str, Moments]]],
+        beside: Mapping[str, Mapping[tuple[str, str], Moments]],
+    ) -> MetricMoments:
+        i, k = units.index[metric.name], len(metric.measures)
+        eligible = {arm: int(row[f"eligible{i}"] or 0) for arm, row in rows.items()}
+        numbers = MetricMoments(
+            moments={},
+            ineligible={arm: n - eligible.get(arm, 0) for arm, n in exposed.items()},
+            eligible=eligible,
+            without={},
+            caps=tuple(_number(facts.caps.get((metric.name, j))) for j in range(k)),
+            invalid=sum(int(row.get(f"bad{i}") or 0) for row in rows.values()),
+        )
+        if metric.quantile is not None:
+            return self._quantiles(units, facts, metric, numbers)
+        moments = {arm: read_moments(row, units.columns(metric, facts)) for arm, row in rows.items()}
+        counted = {arm: int(row[f"units{i}"] or 0) if units.clustered else moments[arm].n for arm, row in rows.items()}
+        lows, highs = (
+            [[row[f"{end}{i}_{j}"] for row in rows.values() if row[f"{end}{i}_{j}"] is not None] for j in range(k)]
+            for end in ("low", "high")
+        )
+        some = any(counted.values())
+        return replace(
+            numbers,
+            moments=moments,
+            without={arm: eligible[arm] - counted[arm] for arm in moments},
+            covariates=units.covariates(metric, facts),
+            units=counted,
+            lowest=tuple(min(values) for values in lows) if some else (),
+            highest=tuple(max(values) for values in highs) if some else (),
+            negative=sum(int(row[f"negative{i}"] or 0) for row in rows.values()),
+            segments=segments,
+            beside=beside,
+        )
+
+    def _if_capped(
+        self,
+        units: Units,
+        facts: Facts,
+        kept: bool,
+        metrics: Mapping[str, MetricMoments],
+        tops: Mapping[str, Mapping[str, float | None]],
+    ) -> dict[str, IfCapped]:
+        """What a cap would do to the single totals of which one unit makes much of an arm's variance."""
+        heavy = []
+        for metric in units.need.metrics:
+            measure, numbers = metric.measures[0], metrics[metric.name]
+            single = len(metric.measures) == 1 and metric.quantile is None and measure.fold in ("count", "sum")
+            if not single or measure.cap is not None or units.clustered or not numbers.highest:
+                continue
+            if any(
+                m.n > 1 and m.cov[0, 0] > 0 and (top - m.mean[0]) ** 2 > _HEAVY * (m.n - 1) * m.cov[0, 0]
+                for arm, m in numbers.moments.items()
+                if (top := tops[metric.name].get(arm)) is not None
+            ):
+                heavy.append(metric.name)
+        if not heavy:
+            return {}
+        rows = self._finite(units.need, units.if_capped(heavy, facts, kept))
+        out = {}
+        for name in heavy:
+            i = units.index[name]
+            cap = next((row[f"cap{i}"] for row in rows if row[f"cap{i}"] is not None), None)
+            if cap is not None and cap > 0:
+                moments = {row["arm"]: read_moments(row, [f"v{i}_0"]) for row in rows}
+                out[name] = IfCapped(float(cap), sum(int(row[f"above{i}"]) for row in rows), moments)
+        return out
+
+    def _quantiles(self, units: Units, facts: Facts, metric: MetricNeed, numbers: MetricMoments) -> MetricMoments:
+        assert metric.quantile is not None
+        engine, wanted, table = self._layout.catalog.engine, metric.quantile, units.table("spread")
+        self._keep(table, units.spread(metric, facts))
+        found = {row["arm"]: row for row in self._rows(units.quantiles(metric))}
+        if any(row["bad"] for row in found.values()):
+            self._name_what_is_not_finite(units.need)
+            raise DataError(f"metric '{metric.name}' has values that are not finite", source=metric.measures[0].source)
+        drawn: dict[str, Moments] = {}
+        ranks: dict[str, tuple[float, float]] = {}
+        why: dict[str, str] = {}
+        if found:
+            at = {arm: double(row["value"]) for arm, row in found.items()}
+            drawn = {r["arm"]: read_moments(r, ["below", "rows"]) for r in self._rows(units.below(metric, at))}
+        for arm, row in found.items():
+            try:
+                ranks[arm] = quantile.outer_ranks(drawn[arm], int(row["rows"]), wanted.q, wanted.level)
+            except ValueError as error:
+                why[arm] = str(error)
+        quantiles: dict[str, ArmQuantile] = {}
+        if ranks:
+            (ends,) = self._rows(units.outer(metric, {arm: (double(a), double(b)) for arm, (a, b) in ranks.items()}))
+            for n, arm in enumerate(ranks):
+                low, high = float(ends[f"low{n}"]), float(ends[f"high{n}"])
+                quantiles[arm] = ArmQuantile(
+                    value=float(found[arm]["value"]),
+                    low=low,
+                    high=high,
+                    se=quantile.quantile_se(low, high, wanted.level, drawn[arm].n - 1.0),
+                    n=drawn[arm].n,
+                    rows=int(found[arm]["rows"]),
+                )
+        engine.drop(table)
+        counted = {arm: int(found[arm]["units"]) if arm in found else 0 for arm in numbers.eligible}
+        return replace(
+            numbers,
+            without={arm: n - counted[arm] for arm, n in numbers.eligible.items()},
+            units=counted,
+            lowest=(min(float(row["low"]) for row in found.values()),) if found else (),
+            highest=(max(float(row["high"]) for row in found.values()),) if found else (),
+            quantiles=quantiles,
+            no_quantile=why,
+        )
+
+    def _finite(self, need: ArmsNeed, step: Step) -> list[dict[str, Any]]:
+        """The rows of a statement of moments. Raises DataError for a number that is none."""
+        try:
+            rows = self._rows(step)
+        except DataError:
+            self._name_what_is_not_finite(need)
+            raise
+        if not all(math.isfinite(v) for row in rows for v in row.values() if isinstance(v, float)):
+            self._name_what_is_not_finite(need)
+            raise DataError(
+                f"a metric of {need.experiment} overflows: values are too large for a variance", source=need.source
+            )
+        return rows
 
     def _name_what_is_not_finite(self, need: ArmsNeed) -> None:
         """Raise DataError for the first column that holds NaN or infinity."""
@@ -325,14 +703,30 @@ class ArmsReader:
             self.steps.append(Step(f"load {key}", key, purpose, names, (), query))
 
 
-def _read_moments(row: Mapping[str, Any], prefix: str, k: int) -> Moments:
-    n = row[f"{prefix}_n"]
-    mean, cov = np.zeros(k), np.zeros((k, k))
-    if n:
-        mean[:] = [row[f"{prefix}_mean{a}"] for a in range(k)]
-    if n > 1:
-        for a in range(k):
-            cov[a, a] = row[f"{prefix}_var{a}"]
-        for a, b in pairs(k):
-            cov[a, b] = cov[b, a] = row[f"{prefix}_cov{a}_{b}"]
-    return Moments(n, mean, cov)
+def _refused(
+    need: ArmsNeed, attribute: AttributeNeed, n: int, known: int, later: int, many: int, classes: int
+) -> str | None:
+    """Why an attribute cannot serve, as a clause, or None."""
+    if later > 0 and (known == 0 or later > n / 2):
+        return (
+            f"{later:,} of {n:,} units have only values measured after exposure: it may be an effect of the treatment"
+        )
+    if known == 0 and n:
+        return (
+            f"all {many:,} units that have values have several, and no time says which was there at exposure"
+            if many
+            else "nothing is known of it for any exposed unit"
+        )
+    if attribute.name in need.segments and not attribute.cuts and not attribute.quantiles and classes > MOST_CLASSES:
+        return f"it has {classes:,} values, and segments have at most {MOST_CLASSES}"
+    return None
+
+
+def _ordered(classes: Mapping[str, Mapping[str, Moments]], order: Sequence[str]) -> Mapping[str, Mapping[str, Moments]]:
+    """Classes as their cuts order them, else by name; the unknown last."""
+    place = {name: i for i, name in enumerate(order)}
+    return {name: classes[name] for name in sorted(classes, key=lambda c: (c == UNKNOWN, place.get(c, -1), c))}
+
+
+def _number(value: exp.Expr | None) -> float | None:
+    return None if value is None else float(value.this.name)

@@ -165,7 +165,10 @@ class IfCapped:
 
 @dataclass(frozen=True, slots=True)
 class ArmQuantile:
-    """One arm's quantile: ``low`` and ``high`` are the outer interval, ``n`` units with ``rows`` rows, ``se`` its standard error."""
+    """One arm's quantile: ``low`` and ``high`` are the outer interval, ``se`` its standard error, ``rows`` what it is taken of.
+
+    ``n`` counts what was drawn: units with rows, or clusters of them where the read is clustered.
+    """
 
     value: float
     low: float
@@ -186,7 +189,7 @@ class MetricMoments:
     ``eligible``: eligible units. ``caps``: the caps applied. ``invalid``: rows left out because their value cannot be one.
     ``lowest``/``highest``: the extremes of each measure over all arms' units; ``negative``: units with a measure below zero.
     ``segments``: attribute -> class -> arm -> Moments (the same columns). ``beside``: experiment -> (arm, its arm) -> Moments.
-    ``quantiles``: by arm, for a quantile metric, whose ``moments`` then are empty.
+    ``quantiles``: by arm, for a quantile metric, whose ``moments`` then are empty; ``no_quantile``: why an arm has none.
     """
 
     moments: Mapping[str, Moments]
@@ -203,14 +206,16 @@ class MetricMoments:
     segments: Mapping[str, Mapping[str, Mapping[str, Moments]]] = field(default_factory=dict)
     beside: Mapping[str, Mapping[tuple[str, str], Moments]] = field(default_factory=dict)
     quantiles: Mapping[str, ArmQuantile] = field(default_factory=dict)
+    no_quantile: Mapping[str, str] = field(default_factory=dict)
     if_capped: IfCapped | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class AttributeProfile:
-    """How an attribute was filled: exposed units with no value, and those whose only values are later than exposure.
+    """How an attribute was filled: ``missing`` exposed units have no value at all, ``future`` ones only later than exposure,
+    ``ambiguous`` ones several and no time to choose by (a unit is counted once).
 
-    ``ambiguous``: units with several values and no time to choose by. ``classes``: how many different values (before any
+    ``classes``: how many different values (before any
     are taken together). ``refused``: why it cannot serve, or None.
     """
 

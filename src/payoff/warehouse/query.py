@@ -39,7 +39,7 @@ class Query:
         return self.tree.sql(dialect=dialect, pretty=True)
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=4096)
 def _parse(template: str) -> exp.Query:
     tree = sqlglot.parse_one(template, read="duckdb")
     assert isinstance(tree, exp.Query), template
@@ -275,6 +275,14 @@ def _checked(text: str) -> exp.Expr:
     for node in tree.walk():
         node.comments = None
     return tree
+
+
+def parsed(text: str) -> exp.Expr:
+    """A user's expression by its form alone, its columns not resolved. Raises ExpressionError (bad-sql, sql-not-allowed)."""
+    tree = _checked(text)
+    while isinstance(tree, exp.Paren):
+        tree = tree.this
+    return tree.copy()
 
 
 def _reason(error: SqlglotError) -> str:

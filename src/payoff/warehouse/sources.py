@@ -47,6 +47,11 @@ _READERS = {
 }
 
 
+def is_number(kind: str) -> bool:
+    """Is a column type one of numbers? A boolean is: 0 or 1."""
+    return kind.startswith(_NUMBERS)
+
+
 def to_us(moment: datetime, zone: str) -> int:
     """Microseconds since the epoch; a naive moment is in ``zone``."""
     aware = moment if moment.tzinfo else moment.replace(tzinfo=ZoneInfo(zone))
@@ -250,19 +255,21 @@ class View:
     @cached_property
     def clock(self) -> Clock | None:
         """The time of a row, or None where the source has none. Raises DataError where it is not a time."""
-        if self.source.time is None:
-            return None
-        raw = self.scalar(self.source.time)
+        return None if self.source.time is None else self.time(self.source.time, "time: ")
+
+    def time(self, text: str, key: str = "") -> Clock:
+        """A user's expression as a time. ``key`` is what introduces it in a definition. Raises DataError where it is none."""
+        raw = self.scalar(text)
         kind = self.type_of(raw)
         if kind == "DATE" or kind.startswith("TIMESTAMP"):
             return Clock(raw, kind, self._zone)
         remedy = {
-            "VARCHAR": f'time: "CAST({self.source.time} AS TIMESTAMP)"',
+            "VARCHAR": f'{key}"CAST({text} AS TIMESTAMP)"',
         }.get(
             kind,
-            f'time: "to_timestamp({self.source.time})" for seconds, "epoch_ms({self.source.time})" for milliseconds',
+            f'{key}"to_timestamp({text})" for seconds, "epoch_ms({text})" for milliseconds',
         )
-        raise DataError(f"is {kind}, not a time; write {remedy}", source=self.name, column=self.source.time)
+        raise DataError(f"is {kind}, not a time; write {remedy}", source=self.name, column=text)
 
     def referenced(self, texts: Iterable[str]) -> set[str]:
         """Columns that expressions read, plus those of the source's own where, time, id and links."""

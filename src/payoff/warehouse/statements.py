@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 from sqlglot import exp
 
-from payoff.warehouse.layout import Exposure, Folded, Layout, Scan, sources_of
+from payoff.warehouse.layout import Exposure, Folded, Known, Layout, Lookup, Rows, Scan, sources_of, trigger_measure
 from payoff.warehouse.needs import Measure
-from payoff.warehouse.query import Query, column, conjunction, fragment, sql
+from payoff.warehouse.query import Query, column, conjunction, fragment, parsed, sql
 from payoff.warehouse.sources import View
 
 
@@ -115,82 +115,117 @@ class Statements:
     # ---------------------------------------------------------------- exposures
 
     def _exposure(self, exposure: Exposure) -> Query:
-        view, clock = exposure.view, exposure.view.clock
+        """Every unit (or period of a unit) of every experiment over one relation: arm, first time, and what it records."""
+        view, clock, xs = exposure.view, exposure.view.clock, exposure.experiments
         t = clock.us if clock else exp.cast(exp.null(), "BIGINT")
         unit = (
             self.layout.unit(view, exposure.entity) if view.unit_text(exposure.entity) is not None else exp.convert(0)
         )
-        hits: list[exp.Expr] = []
-        conditions: list[exp.Expr] = []
-        for x in exposure.experiments:
-            need = self.layout.needs[x]
-            limits = [
-                # a row without a time is kept here, to be counted among those that had to be left out
-                fragment("$t >= $us OR $t IS NULL", t=t, us=need.starts_us) if need.starts_us is not None else None,
-                fragment("$t < $us OR $t IS NULL", t=t, us=need.ends_us) if need.ends_us is not None else None,
-            ]
-            mine = conjunction(None if need.where is None else view.condition(need.where), *limits)
-            conditions.append(mine)
-            arm = fragment("CAST($v AS VARCHAR)", v=view.scalar(need.variant))
-            hits.append(fragment("CASE WHEN $mine THEN {'x': $x, 'arm': $arm} END", mine=mine, x=x, arm=arm))
-        own = [exp.alias_(self._own_value(view, m), name) for m, name in exposure.own.items()]
-        ids = [exp.alias_(view.scalar(self.layout.id_text(view)), "link_id")] if exposure.with_ids else []
-        inner = (
-            exp.select(
-                exp.alias_(unit, "unit"),
-                exp.alias_(t, "t"),
-                exp.alias_(exp.Array(expressions=hits), "hits"),
-                *own,
-                *ids,
-            )
-            .from_(view.relation.select.copy().subquery("base"))
-            .where(conjunction(view.where, exp.or_(*conditions)))
-        )
-        if len(hits) == 1:
-            x = exposure.experiments[0]
-            arm = fragment("CAST($v AS VARCHAR)", v=view.scalar(self.layout.needs[x].variant))
-            one = (
-                exp.select(
-                    exp.alias_(unit, "unit"),
-                    exp.alias_(t, "t"),
-                    exp.alias_(exp.convert(x), "x"),
-                    exp.alias_(arm, "arm"),
-                    *own,
-                    *ids,
-                )
-                .from_(view.relation.select.copy().subquery("base"))
-                .where(conjunction(view.where, conditions[0]))
-            )
-            rows = Query(one)
+        conditions = {x: self._takes_part(view, x, t) for x in xs}
+        arms = {x: fragment("CAST($v AS VARCHAR)", v=view.scalar(self.layout.needs[x].variant)) for x in xs}
+        clusters = {
+            x: fragment("CAST($v AS VARCHAR)", v=view.unit(entity))
+            for x in xs
+            if (entity := self.layout.needs[x].cluster) is not None
+        }
+        row = _Row()
+        row.named(unit, "unit")
+        row.named(t, "t")
+        arm = _by_experiment({x: column(row.named(e, f"arm_{x}")) for x, e in arms.items()}, xs)
+        of_cluster = _by_experiment({x: column(row.named(e, f"cluster_{x}")) for x, e in clusters.items()}, xs)
+        kept = {name: column(row.named(self._own_value(view, m), name)) for m, name in exposure.own.items()}
+        known = {name: column(row.named(self._known(view, k), name)) for k, name in exposure.known.items()}
+        link = column(row.named(view.scalar(self.layout.id_text(view)), "link_id")) if exposure.with_ids else exp.null()
+        which: exp.Expr
+        if len(xs) == 1:
+            which = exp.alias_(exp.convert(xs[0]), "x")
+        elif _exclude_each_other([self.layout.needs[x].where for x in xs]):
+            which = exp.alias_(_first_true(conditions), "x")
         else:
-            rows = sql(
-                "SELECT * EXCLUDE (hit), hit.x AS x, hit.arm AS arm FROM (SELECT * EXCLUDE (hits), unnest(hits) AS hit FROM wide) WHERE hit IS NOT NULL",
-                wide=Query(inner),
+            hits = [fragment("CASE WHEN $mine THEN $x END", mine=c, x=x) for x, c in conditions.items()]
+            which = exp.alias_(
+                fragment("unnest(list_filter($hits, lambda it: it IS NOT NULL))", hits=exp.Array(expressions=hits)), "x"
             )
-        if view.source.one_row_per is not None:
-            kept: list[exp.Expr] = [column(name) for name in exposure.own.values()]
-            if exposure.with_ids:
-                kept.append(exp.alias_(fragment("[link_id]"), "ids"))
+        rows = Query(
+            exp.select(which, *row.columns())
+            .from_(view.relation.select.copy().subquery("base"))
+            .where(conjunction(view.where, exp.or_(*conditions.values())))
+        )
+        periods = {x: self._period_start(column("t"), p) for x in xs if (p := self.layout.needs[x].period_us)}
+        single = view.source.one_row_per is not None and not periods
+        timed = clock is not None
+        out: list[exp.Expr] = []
+
+        def at_exposure(value: exp.Expr) -> exp.Expr:
+            """The value on the first row; without times the only value that there is."""
+            if single:
+                return value
+            if timed:  # of rows at one time the smallest, so that a second run gives the same
+                return fragment(
+                    "struct_extract(min({'t': t, 'v': $v}) FILTER (WHERE arm IS NOT NULL AND t IS NOT NULL), 'v')",
+                    v=value,
+                )
+            return fragment("CASE WHEN min($v) = max($v) THEN min($v) END", v=value)
+
+        out += [exp.alias_(value, name) for name, value in kept.items()]
+        if exposure.clustered:
+            out.append(exp.alias_(at_exposure(column("cluster")), "cluster"))
+        for name, value in known.items():
+            out.append(exp.alias_(at_exposure(value), name))
+            if not single and not timed:
+                out.append(exp.alias_(fragment("coalesce(min($v) <> max($v), false)", v=value), f"{name}_many"))
+        if exposure.with_ids:
+            out.append(exp.alias_(fragment("[$id]" if single else "array_agg(DISTINCT $id)", id=link), "ids"))
+        named = [exp.alias_(arm, "arm")]
+        named += [exp.alias_(of_cluster, "cluster")] if exposure.clustered else []
+        named += [exp.alias_(_by_experiment(periods, xs), "period")] if periods else []
+        rows = sql("SELECT *, $named FROM hits", named=named, hits=rows)
+        if single:
             return sql(
                 """
                 SELECT x, unit, t AS t0, arm AS lo, arm AS hi, 1 AS n,
-                       (t IS NULL)::INT AS no_time, (arm IS NULL)::INT AS no_arm, $kept
+                       (t IS NULL)::INT AS no_time, (arm IS NULL)::INT AS no_arm, $out
                 FROM rows
-                """.replace(", $kept", ", $kept" if kept else ""),
+                """.replace(", $out", ", $out" if out else ""),
                 rows=rows,
-                **({"kept": kept} if kept else {}),
+                **({"out": out} if out else {}),
             )
-        extra = [fragment("array_agg(DISTINCT link_id)")] if exposure.with_ids else []
+        first = fragment("min(t) FILTER (WHERE arm IS NOT NULL)")
+        if periods:
+            switched = exp.Tuple(expressions=[exp.convert(x) for x in periods])
+            first = fragment("CASE WHEN x IN $xs THEN period ELSE $first END", xs=switched, first=first)
         return sql(
             """
-            SELECT x, unit, min(t) FILTER (WHERE arm IS NOT NULL) AS t0, min(arm) AS lo, max(arm) AS hi, count(*) AS n,
-                   count(*) FILTER (WHERE t IS NULL) AS no_time, count(*) FILTER (WHERE arm IS NULL) AS no_arm, $ids
+            SELECT x, unit, $first AS t0, min(arm) AS lo, max(arm) AS hi, count(*) AS n,
+                   count(*) FILTER (WHERE t IS NULL) AS no_time, count(*) FILTER (WHERE arm IS NULL) AS no_arm, $out
             FROM rows
-            GROUP BY x, unit
-            """.replace(", $ids", ", $ids" if extra else ""),
+            GROUP BY x, unit, $period
+            """.replace(", $out", ", $out" if out else "").replace(", $period", ", period" if periods else ""),
+            first=first,
             rows=rows,
-            **({"ids": [exp.alias_(e, "ids") for e in extra]} if extra else {}),
+            **({"out": out} if out else {}),
         )
+
+    def _takes_part(self, view: View, x: int, t: exp.Expr) -> exp.Expr:
+        """Whether a row is an exposure of experiment ``x``."""
+        need = self.layout.needs[x]
+        return conjunction(
+            None if need.where is None else view.condition(need.where),
+            # a row without a time is kept here, to be counted among those that had to be left out
+            fragment("$t >= $us OR $t IS NULL", t=t, us=need.starts_us) if need.starts_us is not None else None,
+            fragment("$t < $us OR $t IS NULL", t=t, us=need.ends_us) if need.ends_us is not None else None,
+        )
+
+    @staticmethod
+    def _period_start(t: exp.Expr, period_us: int) -> exp.Expr:
+        """The start of the period that a time is in; periods are counted from the epoch, in UTC."""
+        return fragment("$t - (($t % $p) + $p) % $p", t=t, p=period_us)
+
+    def _known(self, view: View, key: Known) -> exp.Expr:
+        """What a row says of its unit: a value as it is stored, or a time in microseconds since the epoch."""
+        if not key.since:
+            return view.scalar(key.text)
+        return view.time(key.text).us
 
     def _own_value(self, view: View, measure: Measure) -> exp.Expr:
         """The value of a measure on its unit's only row, NULL where the row does not count."""
@@ -223,7 +258,7 @@ class Statements:
         known = set(view.relation.columns)
         return tuple(sorted({c.name for c in query.tree.find_all(exp.Column) if c.name in known}))
 
-    def _exposed(self, entity: str) -> Query:
+    def _assigned(self, entity: str) -> Query:
         """All experiments of one kind of unit in one table, numbered densely, so that later joins are on integers."""
         branches: list[exp.Query] = []
         for exposure in self.layout.exposures:
@@ -232,6 +267,11 @@ class Statements:
             own: list[exp.Expr] = [column(name) for name in exposure.own.values()]
             if exposure.with_ids:
                 own.append(column("ids"))
+            if exposure.clustered:
+                own.append(column("cluster"))
+            untimed = exposure.view.clock is None and exposure.view.source.one_row_per is None
+            for name in exposure.known.values():
+                own += [column(name), *([column(f"{name}_many")] if untimed else [])]
             declared = [
                 fragment(
                     "x = $x AND lo NOT IN $arms",
@@ -255,23 +295,112 @@ class Statements:
             union.set("by_name", True)
         return sql("SELECT row_number() OVER () - 1 AS uid, * FROM units", units=Query(union))
 
-    def exposed(self, entity: str) -> Step:
+    def stages(self, entity: str) -> list[str]:
+        """The tables that exposures pass through, the last one ``exposed_``: assigned, triggered, without mixed clusters."""
+        needs = [n for n in self.layout.needs if n.entity == entity]
+        out = ["assigned"]
+        out += ["triggered"] if any(n.trigger is not None for n in needs) else []
+        out += ["clustered"] if any(n.cluster is not None for n in needs) else []
+        return [f"{name}_{entity}" for name in out[:-1]] + [f"exposed_{entity}"]
+
+    def assigned(self, entity: str) -> Step:
         return Step(
             f"number the {entity}s",
             "",
             "units of one arm each, numbered, so that later joins are on integers",
             (),
-            tuple(
-                self.layout.needs[x].experiment
-                for e in self.layout.exposures
-                if e.entity == entity
-                for x in e.experiments
-            ),
-            self._exposed(entity),
+            self._experiments_of(entity),
+            self._assigned(entity),
         )
 
+    def triggered(self, entity: str) -> Step:
+        """Exposure moved to the first row of the trigger; units without one are left out."""
+        source = self.stages(entity)[0]
+        query = exp.select("a.*").from_(exp.table_(source, alias="a"))
+        moved, kept = [], []
+        for x, need in enumerate(self.layout.needs):
+            if need.entity != entity or need.trigger is None:
+                continue
+            table, name = self.layout.table_of(x, trigger_measure(need))
+            alias = f"of_{table}"
+            if not any(j.this.alias == alias for j in query.args.get("joins") or []):
+                query = query.join(
+                    exp.table_(table, alias=alias), on=fragment(f"{alias}.uid = a.uid"), join_type="left"
+                )
+            moved.append((x, column(name, alias)))
+            kept.append(fragment("a.x <> $x OR $t IS NOT NULL", x=x, t=column(name, alias)))
+        opens = exp.Case(default=column("t0", "a"))
+        for x, t in moved:
+            opens = opens.when(fragment("a.x = $x", x=x), t.copy())
+        query.set("expressions", [fragment("a.* EXCLUDE (t0)"), exp.alias_(opens, "t0")])
+        return Step(
+            f"trigger the {entity}s",
+            "",
+            "exposure moved to the trigger; units that never triggered are left out",
+            (),
+            self._experiments_of(entity),
+            Query(query.where(conjunction(*kept))),
+        )
+
+    def mixed_clusters(self, entity: str) -> Step:
+        """Clusters that were seen in several arms."""
+        query = sql(
+            "SELECT x, cluster FROM $source WHERE x IN $xs AND cluster IS NOT NULL GROUP BY x, cluster HAVING min(arm) <> max(arm)".replace(
+                "$source", self.stages(entity)[-2]
+            ),
+            xs=self._clustered(entity),
+        )
+        return Step(
+            f"mixed clusters of {entity}s", "", "clusters in several arms", (), self._experiments_of(entity), query
+        )
+
+    def clustered(self, entity: str) -> Step:
+        query = sql(
+            """
+            SELECT a.* FROM $source AS a LEFT JOIN $mixed AS m ON m.x = a.x AND m.cluster = a.cluster
+            WHERE m.x IS NULL AND (a.x NOT IN $xs OR a.cluster IS NOT NULL)
+            """.replace("$source", self.stages(entity)[-2]).replace("$mixed", f"mixed_{entity}"),
+            xs=self._clustered(entity),
+        )
+        return Step(
+            f"clusters of {entity}s",
+            "",
+            "units whose cluster is known and kept to one arm",
+            (),
+            self._experiments_of(entity),
+            query,
+        )
+
+    def _clustered(self, entity: str) -> exp.Tuple:
+        needs = enumerate(self.layout.needs)
+        return exp.Tuple(expressions=[exp.convert(x) for x, n in needs if n.entity == entity and n.cluster is not None])
+
+    def _experiments_of(self, entity: str) -> tuple[str, ...]:
+        return tuple(
+            self.layout.needs[x].experiment for e in self.layout.exposures if e.entity == entity for x in e.experiments
+        )
+
+    # ---------------------------------------------------------------- outcomes
+
+    def _units(self, entity: str, users: set[int], table: str | None = None) -> exp.Select:
+        """The exposed units of some experiments."""
+        units = exp.select("x.*").from_(exp.table_(table or f"exposed_{entity}", alias="x"))
+        everyone = {x for e in self.layout.exposures if e.entity == entity for x in e.experiments}
+        if users != everyone:
+            only = exp.Tuple(expressions=[exp.convert(x) for x in sorted(users)])
+            units = units.where(fragment("x.x IN $xs", xs=only))
+        return units
+
+    def _bounds(self, view: View, low: exp.Expr | None, high: exp.Expr | None) -> list[exp.Expr]:
+        """Conditions by which whole row groups are skipped; the join decides exactly."""
+        if view.clock is None:
+            return []
+        if low is None or isinstance(low, exp.Literal | exp.Neg):
+            return view.clock.between(*(None if b is None else int(b.sql()) for b in (low, high)))
+        return [fragment("$t BETWEEN $low AND $high", t=view.clock.us, low=low, high=high)]
+
     def _scan(self, scan: Scan, low: exp.Expr | None, high: exp.Expr | None) -> Query:
-        view, reach = scan.view, self.layout.reach(scan)
+        view, reach, back = scan.view, self.layout.reach(scan), self.layout.back(scan)
         clock = view.clock
         row = _Row()
         row.named(self.layout.unit(view, scan.entity), "unit")
@@ -280,37 +409,26 @@ class Statements:
         anchors: dict[str, tuple[str, str]] = {}
         wheres: list[exp.Expr | None] = []
         outer = [
-            exp.alias_(self._fold(scan, folded, name, row, anchors, wheres, reach), name)
+            exp.alias_(self._fold(scan, folded, name, row, anchors, wheres, reach, back), name)
             for folded, name in scan.columns.items()
         ]
+        join = [fragment("e.unit = x.unit")]
+        within = scan.period_us is not None and clock is not None and back == 0
+        if within and clock is not None and reach is not None and reach <= (scan.period_us or 0):
+            row.named(self._period_start(clock.us, scan.period_us or 1), "period")
+            join.append(fragment("e.period = x.t0"))
         rows = exp.select(*row.columns()).from_(view.relation.select.copy().subquery("base"))
-        bounds: list[exp.Expr] = []
-        if clock is not None and (low is None or isinstance(low, exp.Literal)):
-            # the join below decides exactly; these let whole row groups be skipped
-            bounds = clock.between(*(None if b is None else int(b.this) for b in (low, high)))
-        elif clock is not None:
-            bounds = [fragment("$t BETWEEN $low AND $high", t=clock.us, low=low, high=high)]
+        bounds = self._bounds(view, low, high)
         distinct = {w.sql(): w for w in wheres if w is not None}
         any_of = None if any(w is None for w in wheres) else exp.or_(*distinct.values())
         rows = rows.where(conjunction(*bounds, any_of)) if bounds or any_of is not None else rows
-        exposed = f"exposed_{scan.entity}"
-        users = sorted(scan.users)
-        units: exp.Query = exp.select("x.*").from_(exp.table_(exposed, alias="x"))
-        everyone = {x for e in self.layout.exposures if e.entity == scan.entity for x in e.experiments}
-        if set(users) != everyone:
-            units = (
-                exp.select("x.*")
-                .from_(exp.table_(exposed, alias="x"))
-                .where(fragment("x.x IN $xs", xs=exp.Tuple(expressions=[exp.convert(x) for x in users])))
-            )
-        assert isinstance(units, exp.Select)
+        units = self._units(scan.entity, scan.users, self.stages(scan.entity)[0] if scan.stage < 0 else None)
         for alias, (table, source_column) in anchors.items():
             units = units.select(exp.alias_(column(source_column, alias), alias)).join(
                 exp.table_(table, alias=alias), on=fragment(f"{alias}.uid = x.uid"), join_type="left"
             )
-        join = [fragment("e.unit = x.unit")]
         if clock is not None:
-            join.append(fragment("e.t >= x.t0"))
+            join.append(fragment("e.t >= x.t0 - $back", back=back) if back else fragment("e.t >= x.t0"))
             if reach is not None:
                 join.append(fragment("e.t < x.t0 + $reach", reach=reach))
         return sql(
@@ -330,14 +448,14 @@ class Statements:
         anchors: dict[str, tuple[str, str]],
         wheres: list[exp.Expr | None],
         reach: int | None,
+        back: int,
     ) -> exp.Expr:
         """The aggregate of one measure; adds what it needs to ``row``, and of the unit to ``anchors``."""
         measure, view = folded.measure, self.layout.views[folded.measure.source]
-        own = conjunction(view.where, None if measure.where is None else view.condition(measure.where))
-        plain = view.where is None and measure.where is None
-        wheres.append(None if plain else own)
+        own = self._own_rows(view, measure)
+        wheres.append(own)
         filters: list[exp.Expr] = []
-        if not plain:
+        if own is not None:
             filters.append(fragment(f"e.{row.named(own, f'{name}_if')}"))
         opening = "x.t0"
         if measure.after is not None:
@@ -347,13 +465,9 @@ class Statements:
             alias = f"after_{table}_{source_column}"
             anchors[alias] = (table, source_column)
             opening = f"x.{alias}"
-            filters.append(fragment(f"e.t >= {opening}"))
-        if (
-            view.clock is not None
-            and measure.window_us is not None
-            and (measure.after is not None or measure.window_us != reach)
-        ):
-            filters.append(fragment(f"e.t < {opening} + $w", w=measure.window_us))
+        if view.clock is not None:
+            anchored = measure.after is not None
+            filters += _inside(measure, opening, None if anchored else -back, None if anchored else reach)
         if folded.only is not None:
             filters.append(fragment("x.x = $x", x=folded.only))
             target = self.layout.needs[folded.only].source
@@ -372,140 +486,170 @@ class Statements:
             return fragment(aggregate)
         return fragment(f"{aggregate} FILTER (WHERE $keep)", keep=exp.and_(*filters))
 
+    def _own_rows(self, view: View, measure: Measure) -> exp.Expr | None:
+        """The condition of the rows that a measure counts, None where it counts all."""
+        if view.where is None and measure.where is None:
+            return None
+        return conjunction(view.where, None if measure.where is None else view.condition(measure.where))
+
+    def rows(self, rows: Rows, low: exp.Expr | None, high: exp.Expr | None) -> Step:
+        """Every row's value in its unit's window."""
+        view, measure = rows.view, rows.folded.measure
+        assert measure.column is not None
+        row = _Row()
+        row.named(self.layout.unit(view, rows.entity), "unit")
+        value = row.named(view.number(measure.column), "value")
+        join = [fragment("e.unit = x.unit")]
+        if view.clock is not None:
+            row.named(view.clock.us, "t")
+            join += _inside(measure, "x.t0", None, None)
+        if rows.folded.only is not None:
+            target = self.layout.needs[rows.folded.only].source
+            link = row.named(view.scalar(view.source.links[target]), "link")
+            join.append(fragment(f"list_contains(x.ids, e.{link})"))
+        events = exp.select(*row.columns()).from_(view.relation.select.copy().subquery("base"))
+        kept = conjunction(
+            self._own_rows(view, measure),
+            fragment("$v IS NOT NULL", v=view.number(measure.column)),
+            *self._bounds(view, low, high),
+        )
+        query = sql(
+            f"SELECT x.uid AS uid, e.{value} AS value FROM event_rows AS e JOIN units AS x ON $join",
+            join=exp.and_(*join),
+            event_rows=Query(events.where(kept)),
+            units=Query(self._units(rows.entity, rows.users)),
+        )
+        serves = [
+            f"{self.layout.needs[x].experiment}.{m.name}"
+            for x in sorted(rows.users)
+            for m in self.layout.needs[x].metrics
+            if any(self.layout.rows_of(x, measure) is rows for measure in m.measures)
+        ]
+        return Step(
+            f"rows of {measure.source}",
+            view.relation.key,
+            "every row's value, for quantiles",
+            self._columns_read(query, view),
+            tuple(serves),
+            query,
+        )
+
+    # ---------------------------------------------------------------- attributes
+
+    def lookup(self, lookup: Lookup) -> Step:
+        """What a source knew of each unit when it was exposed: its latest row by then, or its only value."""
+        view, row = lookup.view, _Row()
+        row.named(self.layout.unit(view, lookup.entity), "unit")
+        if view.clock is not None:
+            row.named(view.clock.us, "t")
+        out: list[exp.Expr] = []
+        for key, name in lookup.columns.items():
+            v = column(row.named(self._known(view, key), name), "e")
+            if view.clock is not None:
+                # of rows at one time the largest, so that a second run gives the same
+                latest = fragment(
+                    "struct_extract(max({'t': e.t, 'v': $v}) FILTER (WHERE e.t <= x.t0 AND $v IS NOT NULL), 'v')", v=v
+                )
+                out.append(exp.alias_(latest, name))
+                out.append(
+                    exp.alias_(
+                        fragment("coalesce(bool_or(e.t > x.t0 AND $v IS NOT NULL), false)", v=v), f"{name}_later"
+                    )
+                )
+            else:
+                out.append(exp.alias_(fragment("CASE WHEN min($v) = max($v) THEN min($v) END", v=v), name))
+                out.append(exp.alias_(fragment("coalesce(min($v) <> max($v), false)", v=v), f"{name}_many"))
+        rows = exp.select(*row.columns()).from_(view.relation.select.copy().subquery("base"))
+        if view.where is not None:
+            rows = rows.where(view.where.copy())
+        query = sql(
+            "SELECT x.uid AS uid, $out FROM source_rows AS e JOIN units AS x ON e.unit = x.unit GROUP BY x.uid",
+            out=out,
+            source_rows=Query(rows),
+            units=Query(self._units(lookup.entity, lookup.users)),
+        )
+        return Step(
+            f"attributes in {view.name}",
+            view.relation.key,
+            "what was known of each unit at exposure",
+            self._columns_read(query, view),
+            tuple(self.layout.needs[x].experiment for x in sorted(lookup.users)),
+            query,
+        )
+
     def scan(self, scan: Scan, low: exp.Expr | None, high: exp.Expr | None) -> Step:
         query = self._scan(scan, low, high)
         serves = [
             f"{need.experiment}.{metric.name}"
             for x, need in enumerate(self.layout.needs)
             for metric in need.metrics
-            if any(self.layout.table_of(x, m)[0] == scan.table for m in metric.measures)
+            if any(self.layout.folded_in(x, m, scan) for m in metric.folds)
         ]
+        serves += [
+            f"{self.layout.needs[x].experiment}.{a.name}"
+            for x in sorted(scan.users)
+            for a in self.layout.needs[x].attributes
+            if a.measure is not None and self.layout.folded_in(x, a.measure, scan)
+        ]
+        if scan.stage < 0:
+            serves = [self.layout.needs[x].experiment for x in sorted(scan.users)]
         names = sorted({f.measure.source for f in scan.columns})
         return Step(
-            f"values of {', '.join(names)}",
+            f"{'triggers in' if scan.stage < 0 else 'values of'} {', '.join(names)}",
             scan.view.relation.key,
-            "one row a unit: every metric of every experiment over this source, in one pass",
+            "the first trigger of each unit at or after exposure"
+            if scan.stage < 0
+            else "one row a unit: every metric of every experiment over this source, in one pass",
             self._columns_read(query, scan.view),
             tuple(serves),
             query,
         )
 
-    def _unit_values(
-        self, x: int, cutoffs: Mapping[str, exp.Expr | None], caps: Mapping[tuple[str, int], exp.Expr]
-    ) -> Query:
-        """One row a unit of experiment ``x``: arm, and for each metric its values, NULL where it does not enter."""
-        need = self.layout.needs[x]
-        exposed = f"exposed_{need.entity}"
-        tables: dict[str, str] = {}
-        raw: list[exp.Expr] = [fragment("x.arm"), fragment("x.t0")]
-        kept: list[exp.Expr] = [fragment("arm")]
-        for i, metric in enumerate(need.metrics):
-            names = [f"v{i}_{j}" for j in range(len(metric.measures))]
-            for j, measure in enumerate(metric.measures):
-                table, name = self.layout.table_of(x, measure)
-                alias = "x" if table == exposed else tables.setdefault(table, f"o{len(tables)}")
-                value: exp.Expr = column(name, alias)
-                if measure.fold == "any":
-                    value = fragment("CASE WHEN $c > 0 THEN 1.0 ELSE 0.0 END", c=value)
-                elif measure.fold != "mean":
-                    value = fragment("coalesce(CAST($c AS DOUBLE), 0.0)", c=value)
-                if (metric.name, j) in caps:
-                    # NaN sorts above every number: it stays what it is, and is told of, like infinity
-                    value = fragment(
-                        "CASE WHEN $v > $cap AND isfinite($v) THEN $cap ELSE $v END", v=value, cap=caps[metric.name, j]
-                    )
-                raw.append(exp.alias_(value, names[j]))
-            if metric.invalid is not None:
-                table, name = self.layout.table_of(x, metric.invalid)
-                alias = "x" if table == exposed else tables.setdefault(table, f"o{len(tables)}")
-                raw.append(exp.alias_(column(name, alias), f"bad{i}"))
-                kept.append(column(f"bad{i}"))
-            cutoff = cutoffs[metric.name]
-            closed = exp.true() if cutoff is None else fragment("t0 <= $cutoff", cutoff=cutoff)
-            enters = [] if cutoff is None else [closed]
-            if metric.ratio:
-                enters.append(fragment(f"NOT ({names[0]} = 0 AND {names[1]} = 0)"))
-            for name in names:
-                it = column(name)
-                kept.append(
-                    exp.alias_(fragment("CASE WHEN $k THEN $v END", k=exp.and_(*enters), v=it), name) if enters else it
-                )
-            kept.append(exp.alias_(closed, f"e{i}"))
-        values = exp.select(*raw).from_(exp.table_(exposed, alias="x"))
-        for table, alias in tables.items():
-            values = values.join(exp.table_(table, alias=alias), on=fragment(f"{alias}.uid = x.uid"), join_type="left")
-        return sql(
-            "SELECT $kept FROM unit_values", kept=kept, unit_values=Query(values.where(fragment("x.x = $x", x=x)))
+
+def _by_experiment(values: Mapping[int, exp.Expr], xs: Sequence[int]) -> exp.Expr:
+    """One expression for every experiment's rows: the value that they share, else a choice by ``x``."""
+    texts = {value.sql("duckdb") for value in values.values()}
+    if len(texts) == 1 and len(values) == len(xs):
+        return next(iter(values.values())).copy()
+    out = exp.Case()
+    for x, value in values.items():
+        out = out.when(fragment("x = $x", x=x), value.copy())
+    return out if values else exp.null()
+
+
+def _first_true(conditions: Mapping[int, exp.Expr]) -> exp.Expr:
+    out = exp.Case()
+    for x, condition in conditions.items():
+        out = out.when(condition.copy(), exp.convert(x))
+    return out
+
+
+def _exclude_each_other(wheres: Sequence[str | None]) -> bool:
+    """Can no row meet two of these conditions, seen by their form: each names another value of one column?"""
+    seen = set()
+    for text in wheres:
+        tree = None if text is None else parsed(text)
+        if not (isinstance(tree, exp.EQ) and isinstance(tree.left, exp.Column) and isinstance(tree.right, exp.Literal)):
+            return False
+        seen.add((tree.left.sql("duckdb").lower(), tree.right.is_string, tree.right.name))
+    return len({(name, kind) for name, kind, _ in seen}) == 1 and len(seen) == len(wheres)
+
+
+def _inside(measure: Measure, opening: str, low: int | None, high: int | None) -> list[exp.Expr]:
+    """That ``e.t`` is in the measure's window. ``low``/``high``: offsets from the opening that are already sure."""
+    out: list[exp.Expr] = []
+    if measure.from_us != low:
+        out.append(
+            fragment(f"e.t >= {opening} + $w", w=measure.from_us) if measure.from_us else fragment(f"e.t >= {opening}")
         )
-
-    def caps(self, x: int, cutoffs: Mapping[str, exp.Expr | None]) -> Step:
-        need = self.layout.needs[x]
-        parts: list[exp.Expr] = []
-        for i, metric in enumerate(need.metrics):
-            for j, measure in enumerate(metric.measures):
-                if measure.cap is None or measure.cap.percentile is None:
-                    continue
-                only = f" FILTER (WHERE v{i}_{j} <> 0)" if measure.cap.nonzero else ""
-                parts.append(
-                    exp.alias_(
-                        fragment(f"quantile_cont(v{i}_{j}, $p){only}", p=measure.cap.percentile / 100), f"cap{i}_{j}"
-                    )
-                )
-        query = sql("SELECT $parts FROM units", parts=parts, units=self._unit_values(x, cutoffs, {}))
-        return Step(
-            f"caps of {need.experiment}",
-            "",
-            "percentiles of the unit values pooled over arms",
-            (),
-            (need.experiment,),
-            query,
+    if measure.window_us is not None and measure.window_us != high:
+        out.append(
+            fragment(f"e.t < {opening} + $w", w=measure.window_us)
+            if measure.window_us
+            else fragment(f"e.t < {opening}")
         )
-
-    def _moments(
-        self, x: int, cutoffs: Mapping[str, exp.Expr | None], caps: Mapping[tuple[str, int], exp.Expr]
-    ) -> Query:
-        need = self.layout.needs[x]
-        parts: list[exp.Expr] = []
-        index = {metric.name: i for i, metric in enumerate(need.metrics)}
-        for i, metric in enumerate(need.metrics):
-            parts.append(exp.alias_(fragment(f"count(*) FILTER (WHERE e{i})"), f"eligible{i}"))
-            if metric.invalid is not None:
-                parts.append(exp.alias_(fragment(f"sum(bad{i})"), f"bad{i}"))
-            parts += _moments_of([f"v{i}_{j}" for j in range(len(metric.measures))], f"s{i}", None)
-        for a, b in need.crosses:
-            i, j = index[a], index[b]
-            names = [f"v{i}_{k}" for k in range(len(need.metrics[i].measures))]
-            names += [f"v{j}_{k}" for k in range(len(need.metrics[j].measures))]
-            parts += _moments_of(names, f"c{i}_{j}", f"v{i}_0 IS NOT NULL AND v{j}_0 IS NOT NULL")
-        return sql(
-            "SELECT arm, $parts FROM units GROUP BY arm ORDER BY arm",
-            parts=parts,
-            units=self._unit_values(x, cutoffs, caps),
-        )
-
-    def moments(self, x: int, cutoffs: Mapping[str, exp.Expr | None], caps: Mapping[tuple[str, int], exp.Expr]) -> Step:
-        need = self.layout.needs[x]
-        return Step(
-            f"moments of {need.experiment}",
-            "",
-            "n, mean, variance and covariance by arm",
-            (),
-            tuple(m.name for m in need.metrics),
-            self._moments(x, cutoffs, caps),
-        )
-
-
-def _moments_of(names: Sequence[str], prefix: str, only: str | None) -> list[exp.Expr]:
-    """count, averages, variances and covariances of columns, by Welford in the engine: never raw sums of squares."""
-    suffix = f" FILTER (WHERE {only})" if only else ""
-    parts = [exp.alias_(fragment(f"count({names[0]}){suffix}"), f"{prefix}_n")]
-    for a, name in enumerate(names):
-        parts.append(exp.alias_(fragment(f"avg({name}){suffix}"), f"{prefix}_mean{a}"))
-        parts.append(exp.alias_(fragment(f"var_samp({name}){suffix}"), f"{prefix}_var{a}"))
-    for a, b in pairs(len(names)):
-        parts.append(exp.alias_(fragment(f"covar_samp({names[a]}, {names[b]}){suffix}"), f"{prefix}_cov{a}_{b}"))
-    return parts
-
-
-def pairs(k: int) -> Iterable[tuple[int, int]]:
-    return ((a, b) for a in range(k) for b in range(a + 1, k))
+    if measure.since_us is not None:
+        out.append(fragment("e.t >= $us", us=measure.since_us))
+    if measure.before_us is not None:
+        out.append(fragment("e.t < $us", us=measure.before_us))
+    return out
