@@ -19,15 +19,21 @@ from payoff.stats.compare import (
     Level,
     LogDelta,
     NoRelativeLift,
+    conversion_variance,
+    design_effect,
     difference,
     difference_correlation,
     difference_covariance,
+    icc,
     level_covariance,
     mean_level,
     minimum_detectable_effect,
     missingness,
+    noninferiority_n,
+    noninferiority_power,
     normal_approximation_doubtful,
     power,
+    ratio_interval,
     ratio_level,
     relative_lift,
     required_n,
@@ -207,6 +213,76 @@ def test_power_of_no_effect_is_the_false_alarm_rate() -> None:
     assert power(0.0, 1.0, 50, 4.0, 80, level=0.9, sides=1) == pytest.approx(0.1, rel=1e-9)
 
 
+# --- sizes for non-inferiority and for clusters ------------------------------------------------------------------------
+
+
+def test_noninferiority_is_the_textbooks_fifty_an_arm() -> None:
+    """Chow, Shao, Wang 2008, "Sample Size Calculations in Clinical Research", section 3.2: standard deviation 10, margin 5,
+    no true difference, one-sided .05, power .8: 50 an arm by the normal formula; by t one more."""
+    z = stats.norm.ppf(0.95) + stats.norm.ppf(0.8)
+    assert math.ceil(2 * (10 * z / 5) ** 2) == 50
+    sizes = noninferiority_n(5.0, 0.0, 100.0, 100.0, level=0.9)
+    oracle = math.ceil(TTestIndPower().solve_power(0.5, None, 0.05, 0.8, alternative="larger"))
+    assert sizes == ArmSizes(oracle, oracle)
+    assert sizes.control in (50, 51)
+    assert noninferiority_power(5.0, 0.0, 100, 51, 100, 51, level=0.9) >= 0.8
+    assert noninferiority_power(5.0, 0.0, 100, 49, 100, 49, level=0.9) < 0.8
+
+
+def test_noninferiority_power_is_how_often_the_interval_excludes_the_margin() -> None:
+    """4,000 worlds; 3.5 binomial errors. A true harm of the margin is called safe in 2.5% of them."""
+    rng = np.random.default_rng(30)
+    for effect in (0.1, -0.5):
+        safe = 0
+        for _ in range(4_000):
+            t, c = rng.normal(effect, 2.0, 150), rng.normal(0, 1.0, 100)
+            safe += difference(mean_of(t), mean_of(c)).interval()[0] > -0.5
+        told = noninferiority_power(0.5, effect, 4.0, 150, 1.0, 100)
+        assert safe / 4_000 == pytest.approx(told, abs=3.5 * math.sqrt(told * (1 - told) / 4_000))
+    assert told == pytest.approx(0.025)
+
+
+@given(st.floats(0.05, 2), st.floats(-0.04, 1))
+def test_noninferiority_sizes_fall_with_the_margin_and_with_a_better_truth(margin: float, effect: float) -> None:
+    total = noninferiority_n(margin, effect, 4.0, 4.0).total
+    assert noninferiority_n(2 * margin, effect, 4.0, 4.0).total <= total
+    assert noninferiority_n(margin, effect + 0.1, 4.0, 4.0).total <= total
+    assert total == required_n(margin + effect, 4.0, 4.0, level=0.975, sides=1).total
+
+
+def test_design_effect_of_equal_clusters_is_donner_and_klars() -> None:
+    """1 + (m - 1) icc: 20 units a cluster with an icc of .05 need 1.95 times as many."""
+    assert design_effect(20, 0.0, 0.05) == pytest.approx(1.95)
+    assert design_effect(1, 0.0, 0.7) == 1.0
+    assert design_effect(20, 0.5, 0.05) == pytest.approx(1 + (1.25 * 20 - 1) * 0.05)
+
+
+def test_icc_from_totals_is_the_truth_and_gives_the_clustered_variance() -> None:
+    rng = np.random.default_rng(31)
+    size = rng.integers(1, 12, 20_000)
+    g = np.repeat(np.arange(20_000), size)
+    y = 5 + rng.normal(0, 0.5, 20_000)[g] + rng.normal(0, 1.0, len(g))
+    totals = Moments.of(np.column_stack([np.bincount(g, weights=y), size]))
+    found = icc(totals, float(y.var()))
+    assert found == pytest.approx(0.25 / 1.25, abs=0.01)
+    # the design effect is the clustered variance over that of independent units, exactly but for n / (n - 1)
+    cv = float(size.std() / size.mean())
+    independent = float(y.var()) / len(y)
+    assert design_effect(float(size.mean()), cv, found) == pytest.approx(
+        ratio_level(totals).variance / independent, rel=1e-3
+    )
+    p = rng.beta(2, 8, 20_000)[g]  # beta-binomial: icc 1 / (2 + 8 + 1)
+    ones = Moments.of(np.column_stack([np.bincount(g, weights=rng.random(len(g)) < p), size]))
+    assert icc(ones) == pytest.approx(1 / 11, abs=0.01)
+    assert conversion_variance(0.2) == pytest.approx(0.16)
+
+
+@pytest.mark.parametrize("effect", [-200.0, -38.0, -20.0, 20.0, 38.0, 200.0])
+def test_the_power_of_an_enormous_effect_is_one(effect: float) -> None:
+    assert power(effect, 50, 100, 50, 100) == pytest.approx(1.0)
+    assert power(effect, 50, 100, 50, 100, sides=1) == pytest.approx(float(effect > 0))
+
+
 # --- ratios --------------------------------------------------------------------------------------------------------
 
 
@@ -384,6 +460,67 @@ def test_a_few_treated_units_can_make_the_control_too_uncertain_for_fieller() ->
     assert isinstance(found, NoRelativeLift)
 
 
+# --- arms that covary ------------------------------------------------------------------------------------------------
+
+
+def pairs(seed: int, n: int = 60) -> tuple[FloatArray, FloatArray, float]:
+    """The same units twice, and the covariance of their two means."""
+    rng = np.random.default_rng(seed)
+    common = rng.normal(size=n)
+    t, c = 12 + common + rng.normal(0, 0.6, n), 10 + common + rng.normal(0, 0.4, n)
+    return t, c, float(np.cov(t, c)[0, 1]) / n
+
+
+@given(st.integers(0, 10**6))
+def test_the_covariance_of_paired_units_gives_scipys_paired_error(seed: int) -> None:
+    t, c, shared = pairs(seed)
+    gap, oracle = difference(mean_of(t), mean_of(c), shared), stats.ttest_rel(t, c)
+    assert gap.value / gap.se == pytest.approx(oracle.statistic, rel=1e-9)
+    assert len(t) - 1 - 1e-9 <= gap.df <= 2 * (len(t) - 1) + 1e-9
+
+
+@given(st.integers(0, 10**6), st.sampled_from([100.0, 1e-6]))
+def test_covariance_keeps_the_laws(seed: int, factor: float) -> None:
+    t, c, shared = pairs(seed)
+    gap, pag = difference(mean_of(t), mean_of(c), shared), difference(mean_of(c), mean_of(t), shared)
+    assert (pag.value, pag.se, pag.df) == pytest.approx((-gap.value, gap.se, gap.df), rel=1e-12)
+    scaled = difference(mean_of(factor * t), mean_of(factor * c), factor**2 * shared)
+    assert (scaled.value, scaled.se) == pytest.approx((factor * gap.value, factor * gap.se), rel=1e-8)
+    one = relative_lift(mean_of(t), mean_of(c), covariance=shared)
+    other = relative_lift(mean_of(factor * t), mean_of(factor * c), covariance=factor**2 * shared)
+    assert isinstance(one, LogDelta)
+    assert isinstance(other, LogDelta)
+    assert other.interval() == pytest.approx(one.interval(), rel=1e-8)
+    # the log ratio's error is that of the mean of log-linearised pairs
+    u = t / t.mean() - c / c.mean()
+    assert one.se_log == pytest.approx(u.std(ddof=1) / math.sqrt(len(u)), rel=1e-9)
+
+
+def test_fieller_with_a_covariance_solves_its_own_equation() -> None:
+    t, c, shared = level_at(-0.2, 0.3), level_at(2.0, 0.25), 0.05
+    found = relative_lift(t, c, 0.9, shared)
+    assert isinstance(found, Fieller)
+    quantile = stats.t.ppf(0.95, difference(t, c, shared).df)
+    for theta in (1 + found.low, 1 + found.high):
+        variance = t.variance + theta**2 * c.variance - 2 * theta * shared
+        assert (t.value - theta * c.value) ** 2 == pytest.approx(quantile**2 * variance)
+
+
+def test_lost_degrees_of_freedom_are_missing_everywhere() -> None:
+    full, less = Level(5.0, 0.1, 30), Level(5.0, 0.1, 30, lost=9)
+    assert (full.df, less.df) == (29, 20)
+    assert less.interval()[1] - 5 == pytest.approx(stats.t.ppf(0.975, 20) * math.sqrt(0.1))
+    assert difference(less, less).df == pytest.approx(40)
+
+
+def test_what_only_one_arm_adds_has_that_arms_degrees_of_freedom() -> None:
+    """The control's error is all in the treatment's too: what is left of the difference's is the treatment's own."""
+    t, c = Level(1.0, 0.5, 20), Level(0.0, 0.2, 1_000)
+    assert difference(t, c, 0.2).df == pytest.approx(19)
+    assert difference(t, c, 0.2).se == pytest.approx(math.sqrt(0.3))
+    assert difference(t, c, 0.25).df == pytest.approx(19)
+
+
 # --- joint errors ------------------------------------------------------------------------------------------------------
 
 
@@ -555,6 +692,23 @@ OK = Moments.of([[1.0, 2.0], [2.0, 3.0], [4.0, 3.0]])
         (lambda: required_n(0.1, 1.0, -1.0), "variance of a unit in control"),
         (lambda: required_n(0.1, 1.0, 1.0, treatment_share=1.0), "between 0 and 1"),
         (lambda: required_n(1e-9, 1.0, 1.0), "no number of units"),
+        (lambda: noninferiority_n(0.1, -0.1, 1.0, 1.0), "no number of units would"),
+        (lambda: noninferiority_n(-0.1, 0.0, 1.0, 1.0), "margin must be"),
+        (lambda: noninferiority_power(0.1, math.inf, 1.0, 9, 1.0, 9), "true effect must be"),
+        (lambda: conversion_variance(1.0), "between 0 and 1"),
+        (lambda: design_effect(0.5, 0.0, 0.1), "at least one unit"),
+        (lambda: design_effect(5, -1.0, 0.1), "coefficient of variation"),
+        (lambda: design_effect(5, 0.0, 1.5), "intraclass correlation lies"),
+        (lambda: design_effect(5, 0.0, -0.5), "cannot be that of clusters"),
+        (lambda: icc(OK.take([0]), 1.0), "2 measures"),
+        (lambda: icc(Moments.of([[1.0, 1.0], [2.0, 1.0], [4.0, 1.0]]), 1.0), "every cluster has one unit"),
+        (lambda: icc(Moments.of([[1.0, 0.0], [2.0, 0.0]]), 1.0), "no units"),
+        (lambda: icc(Moments.of([[1.0, 2.0], [2.0, 3.0]]), 0.0), "variance of a unit"),
+        (lambda: Level(1.0, 1.0, 5, lost=4), "leave nothing to judge by"),
+        (lambda: difference(level_at(1, 1), level_at(1, 1), 1.0), "move as one"),
+        (lambda: difference(level_at(1, 1), level_at(1, 2), 2.1), "more than each varies"),
+        (lambda: difference(level_at(1, 1), level_at(1, 2), math.nan), "finite"),
+        (lambda: ratio_interval(1.0, 1.0, 1.0, 1.0, 0.0, 2.0), "could be anything"),
         (lambda: level_covariance(level_at(1, 1), level_at(1, 1), OK), "made by mean_level or ratio_level"),
         (lambda: level_covariance(mean_of(np.arange(4.0)), mean_of(np.arange(4.0)), OK.take([0])), "2 measures"),
         (lambda: level_covariance(mean_of(np.arange(2.0)), mean_of(np.arange(4.0)), OK), "3 shared units"),
