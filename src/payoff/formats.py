@@ -254,6 +254,21 @@ LIKELIHOOD = (
 """Lowest probability and word. Mastrandrea et al. (2010), IPCC guidance note on uncertainties, table 1."""
 
 
+def times(factor: float) -> str:
+    """``2.6 times``, ``0.94 times``: two significant digits, and all of those before the point."""
+    if not (math.isfinite(factor) and factor > 0):
+        raise ValueError(f"not a factor: {factor}")
+    decimals = max(1 - math.floor(math.log10(factor)), 0)
+    return f"{factor:,.{decimals}f} times"
+
+
+def loss(share: float) -> str:
+    """An expected loss relative to control, two significant digits: ``0.012%``; a very small one as a bound, never as 0."""
+    if not (math.isfinite(share) and share >= 0):
+        raise ValueError(f"not a loss: {share}")
+    return "under 0.001%" if share < 1e-5 else f"{float(f'{100 * share:.2g}'):.12g}%"
+
+
 def likelihood(p: float) -> str:
     """The fixed word for a probability, so that two reports with one figure say one thing."""
     return next(word for least, word in LIKELIHOOD if p >= least)

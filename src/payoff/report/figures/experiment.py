@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TypedDict
 
 from payoff import formats
-from payoff.formats import clean, human, isolate
+from payoff.formats import Unit, clean, human, isolate
+from payoff.report.figures.looks import Looks, flips_in_words, read_looks
+from payoff.report.figures.programme import Programme, is_programme, read_programme
 from payoff.report.figures.reading import (
     CAUSAL_GRADES,
+    CHECK_STATES,
     GRADES,
     STATES,
     VERDICTS,
@@ -28,6 +32,7 @@ from payoff.report.figures.reading import (
     sentence,
     short_name,
     state_from_zero,
+    state_of,
     uncapital,
 )
 
@@ -37,26 +42,6 @@ ROLES = {
     "secondary": "secondary",
     "guardrail": "guardrail",
     "vanity": "vanity",
-}
-
-
-CHECK_STATES = {
-    "pass": State("pass", "passed", "\u25cf", "good", "the check ran and found nothing"),
-    "warn": State("warn", "warning", "\u25ca", "warn", "read the figure with care"),
-    "fail": State("fail", "failed", "\u25a0", "bad", "the figures that depend on it are withheld"),
-    "not-run": State("not-run", "not run", "\u25a1", "off", "the check could not run"),
-}
-
-
-_READING_STATES = {
-    "improved": "positive",
-    "harmed": "negative",
-    "not conclusive": "not conclusive",
-    "safe": "safe",
-    "at risk": "at risk",
-    "breached": "breached",
-    "refused": "refused",
-    "withheld": "withheld",
 }
 
 
@@ -89,6 +74,19 @@ class Effect:
     target: float | None
     target_text: str
     level: float
+    adjusted: Quantity | None = None
+    adjusted_p: str = ""
+    family: str = ""
+
+    @property
+    def deciding(self) -> Quantity:
+        """The interval that decides the state: corrected, where the metric is one of several questions."""
+        return self.adjusted or self.quantity
+
+    @property
+    def test(self) -> str:
+        """The p-value that goes with the deciding interval."""
+        return self.adjusted_p or self.p_value
 
     @property
     def role_text(self) -> str:
@@ -163,6 +161,22 @@ class Section:
     owner: str
     through: str
     level: str
+    looks: Looks = field(default_factory=Looks)
+    programme: Programme | None = None
+
+    def quantities(self) -> Iterator[Quantity]:
+        """Every number that has an interval, in reading order."""
+        for effect in self.effects:
+            yield effect.deciding
+            if effect.adjusted is not None:
+                yield effect.quantity
+            if effect.relative is not None:
+                yield effect.relative
+        for arm in self.arms:
+            yield arm.quantity
+        yield from self.looks.quantities()
+        if self.programme is not None:
+            yield from self.programme.quantities()
 
     @property
     def guardrails(self) -> tuple[Effect, ...]:
@@ -177,18 +191,10 @@ class Section:
         return self.state.key == "withheld"
 
 
-def _state_of(reading: Node) -> State:
-    state = reading.text("state")
-    key = _READING_STATES.get(state, state)
-    if key not in STATES:
-        raise MissingFigure(f"{reading.path}.state is {state!r}, which the report does not know")
-    return STATES[key]
-
-
 def _check_reading(effect: Effect, path: str) -> None:
     """The sentence and the table must agree: a state that the interval does not bear stops the report."""
     good = 1.0 if effect.direction == "up" else -1.0
-    ends = sorted((good * effect.quantity.low, good * effect.quantity.high))
+    ends = sorted((good * effect.deciding.low, good * effect.deciding.high))
     key = effect.state.key
     margin = effect.margin
     wrong = (
@@ -199,7 +205,7 @@ def _check_reading(effect: Effect, path: str) -> None:
         or (key == "breached" and margin is not None and not ends[1] < -margin)
     )
     if wrong:
-        raise MissingFigure(f"{path} says '{effect.state.label}' but its interval is {effect.quantity.range}")
+        raise MissingFigure(f"{path} says '{effect.state.label}' but its interval is {effect.deciding.range}")
 
 
 _READINGS = {
@@ -211,7 +217,10 @@ _READINGS = {
 }
 
 
-def _reading_text(state: State, margin_text: str, given: str) -> str:
+def _reading_text(state: State, margin_text: str, given: str, alone: bool) -> str:
+    """``alone``: read by itself the interval would exclude zero; corrected for its family it does not."""
+    if state.key == "not conclusive" and alone:
+        return "Read alone the interval excludes zero; corrected for its family it contains it."
     if state.key == "safe":
         return f"Harm of {margin_text} or more is excluded." if margin_text else given
     if state.key == "at risk":
@@ -228,12 +237,17 @@ def _effects(result: Node, withheld: bool) -> tuple[Effect, ...]:
     for e in estimates:
         if e.text("estimand") == "relative lift":
             relative[e.text("metric"), e.text("contrast"), e.text("segment", "")] = e
+    elsewhere = _shown_elsewhere(result)
     effects = []
     for e in estimates:
         estimand = e.text("estimand")
-        if estimand == "relative lift":
-            continue
         metric, contrast, segment = e.text("metric"), e.text("contrast"), e.text("segment", "")
+        if (
+            estimand in _NOT_EFFECTS
+            or estimand.startswith("difference in means, ")
+            or (metric, contrast, segment) in elsewhere
+        ):
+            continue
         what = read_unit(e)
         reading = readings.get((metric, contrast)) if not segment else None
         direction = reading.text("direction") if reading else "up"
@@ -245,7 +259,7 @@ def _effects(result: Node, withheld: bool) -> tuple[Effect, ...]:
         lines += [] if target is None else [good * target]
         lift = relative.get((metric, contrast, segment))
         n = _n(e)
-        state = STATES["withheld"] if withheld else _state_of(reading) if reading else STATES["not conclusive"]
+        state = STATES["withheld"] if withheld else state_of(reading) if reading else STATES["not conclusive"]
         if reading is None and not withheld:
             state = state_from_zero(e.number("low"), e.number("high"))
         role = reading.text("role") if reading else "secondary"
@@ -268,13 +282,14 @@ def _effects(result: Node, withheld: bool) -> tuple[Effect, ...]:
             p_value=formats.p_value(e.number("p_value"), 1 - e.number("level")) if e.has("p_value") else "not defined",
             n=n,
             state=state,
-            reading=_reading_text(state, margin_text, given),
+            reading=_reading_text(state, margin_text, given, e.number("low") * e.number("high") > 0),
             caveat=caveat,
             margin=margin,
             margin_text=margin_text,
             target=good * target if target is not None else None,
             target_text=formats.exact(good * target, what, change=True) if target is not None else "",
             level=e.number("level"),
+            **_correction(e, what, lines),
         )
         if not withheld:
             _check_reading(effect, f"{result.path} ({metric}, {contrast})")
@@ -289,6 +304,47 @@ def _effects(result: Node, withheld: bool) -> tuple[Effect, ...]:
     return tuple(sorted(effects, key=lambda x: order.index(x.role) if x.role != "north_star" else 1))
 
 
+_NOT_EFFECTS = ("relative lift", "relative lift, posterior")
+_FAMILIES = {"holm": ("primary", "Holm"), "benjamini-hochberg": ("secondary", "Benjamini-Hochberg")}
+
+
+def _shown_elsewhere(result: Node) -> set[tuple[str, str, str]]:
+    """The estimates of single classes that stand in a table of segments: never in a row beside the overall effects."""
+    if not result.has("closer"):
+        return set()
+    return {
+        (table.text("metric"), table.text("contrast"), f"{table.text('attribute')}={row.text('segment')}")
+        for table in result.node("closer").nodes("segments", optional=True)
+        for row in table.nodes("rows")
+    }
+
+
+class _Corrected(TypedDict, total=False):
+    adjusted: Quantity
+    adjusted_p: str
+    family: str
+
+
+def _correction(estimate: Node, what: Unit, lines: Sequence[float]) -> _Corrected:
+    """The same estimate as one of several answers: what decides, where there is a family."""
+    if not estimate.has("correction"):
+        return {}
+    node = estimate.node("correction")
+    method, of = node.text("method"), int(node.number("of"))
+    if method not in _FAMILIES:
+        raise MissingFigure(f"{node.path}.method is {method!r}, which the report does not know")
+    if estimate.has("p_value") and node.number("p_value") < estimate.number("p_value") * (1 - 1e-9):
+        raise MissingFigure(f"{node.path}.p_value is smaller than the one before the correction")
+    part, name = _FAMILIES[method]
+    return {
+        "adjusted": read_quantity(
+            estimate, what, change=True, against=lines, ends=node, note=f"corrected for {of} questions"
+        ),
+        "adjusted_p": formats.p_value(node.number("p_value"), 1 - estimate.number("level")),
+        "family": f"one of {of} {part} questions, {name}",
+    }
+
+
 def _n(estimate: Node) -> int:
     counts = estimate.node("n").data
     if not counts:
@@ -298,9 +354,9 @@ def _n(estimate: Node) -> int:
 
 def _finding(effect: Effect, grade: str) -> str:
     """The sentence of one effect. A causal verb only where the design bears one."""
-    words, size = contrast_words(effect.contrast), formats.size(effect.quantity.text)
-    interval = f"({effect.quantity.interval_name} {effect.quantity.range})"
-    up = effect.quantity.value > 0
+    words, size = contrast_words(effect.contrast), formats.size(effect.deciding.text)
+    interval = f"({effect.deciding.interval})"
+    up = effect.deciding.value > 0
     name = formats.shorten(effect.label, 80)
     if effect.state.key in ("positive", "negative", "above target"):
         if grade == "A":
@@ -317,8 +373,8 @@ def _finding(effect: Effect, grade: str) -> str:
         )
         return f"{name} {verb} {size} {words} {interval}{target}{end}"
     if effect.guards:
-        return f"{name}: {effect.state.label}, {effect.quantity.text} {words} {interval}"
-    return f"No conclusive change in {uncapital(name)}: {effect.quantity.text} {words} {interval}"
+        return f"{name}: {effect.state.label}, {effect.deciding.text} {words} {interval}"
+    return f"No conclusive change in {uncapital(name)}: {effect.deciding.text} {words} {interval}"
 
 
 def leading_effects(effects: Sequence[Effect]) -> tuple[Effect, ...]:
@@ -362,7 +418,8 @@ def read_section(result: Node, index: int, run: Node, library: list[SqlText]) ->
     grade = result.text("grade")
     if grade not in GRADES:
         raise MissingFigure(f"{result.path}.grade is {grade!r}; grades are A to E")
-    effects = _effects(result, withheld)
+    programme = read_programme(result) if is_programme(result) else None
+    effects = () if programme is not None else _effects(result, withheld)
     checks = _checks(result)
     failed = [check for check in checks if check.state.key == "fail"]
     leading = leading_effects(effects)
@@ -373,6 +430,9 @@ def read_section(result: Node, index: int, run: Node, library: list[SqlText]) ->
         finding = f"Withheld: the {why}, so no effect may be read from {isolate(formats.shorten(human(short_name(name)), 80))}"
         reason = " ".join(sentence(check.detail) for check in failed)
         standing = reason or "A check failed."
+    elif programme is not None:
+        finding = _programme_finding(programme, VERDICTS.get(verdict, verdict), result.path)
+        standing = f"Evidence grade {grade}: {GRADES[grade]}."
     elif not effects:
         finding = f"No figure could be given for {isolate(formats.shorten(human(short_name(name)), 80))}"
         standing = "The reasons and what would change them are below."
@@ -394,7 +454,14 @@ def read_section(result: Node, index: int, run: Node, library: list[SqlText]) ->
         worst = worst_guardrail(effects)
         if worst is not None and worst.state.key in ("breached", "at risk") and worst not in leading:
             finding += f"; but {harm_in_words(worst)}"
-    _agree(state_key, leading, effects, result.path)
+    level = programme.level if programme is not None else effects[0].level if effects else level_of(run)
+    kind = effects[0].quantity.kind if effects else "confidence"
+    looks = read_looks(result, level, kind, {(e.metric, e.contrast): e.quantity for e in effects}, withheld)
+    flips = flips_in_words(looks)
+    if flips and leading:
+        finding += f"; {'and' if '; but ' in finding else 'but'} {flips}"
+    if programme is None:
+        _agree(state_key, leading, effects, result.path)
     gravity = list(CHECK_STATES)
     named = {
         check.name: check
@@ -421,7 +488,6 @@ def read_section(result: Node, index: int, run: Node, library: list[SqlText]) ->
             known = SqlText(len(library) + 1, step.text("step"), text)
             library.append(known)
         numbers.append(known.number)
-    level = effects[0].level if effects else level_of(run)
     arms = tuple(
         ArmLevel(
             metric=isolate(formats.capital(human(a.text("metric")))),
@@ -454,7 +520,23 @@ def read_section(result: Node, index: int, run: Node, library: list[SqlText]) ->
         owner=result.text("owner", "none named"),
         through=data_through(provenance if provenance.has("as_of") else run),
         level=formats.level(level),
+        looks=looks,
+        programme=programme,
     )
+
+
+def _programme_finding(programme: Programme, verdict: str, path: str) -> str:
+    """Leads with the total that may be believed, in no causal verb of its own: the experiments have theirs."""
+    total = programme.leading
+    if total is None:
+        return f"{programme.metric} over {len(programme.members)} experiments: no total could be given"
+    quantity = total.quantity
+    if verdict in ("positive", "negative", "not conclusive") and (verdict == "not conclusive") != (
+        quantity.low <= 0 <= quantity.high
+    ):
+        raise MissingFigure(f"{path} says '{verdict}' but the total's interval is {quantity.range}")
+    luck = ", the luck of the winners taken out" if total.estimand.endswith("shrunk") else ", as measured"
+    return f"{programme.metric} over the programme of {len(programme.members)} experiments{luck}: {quantity.full}"
 
 
 def _agree(state_key: str, leading: Sequence[Effect], effects: Sequence[Effect], path: str) -> None:
@@ -482,7 +564,7 @@ def worst_guardrail(effects: Iterable[Effect]) -> Effect | None:
     """The guardrail nearest to harm: by state, then by how much of its margin the bad end of the interval uses up."""
 
     def rank(effect: Effect) -> tuple[int, float]:
-        bad = -effect.quantity.low if effect.direction == "up" else effect.quantity.high
+        bad = -effect.deciding.low if effect.direction == "up" else effect.deciding.high
         return HARM.get(effect.state.key, len(HARM)), -(bad / effect.margin) if effect.margin else 0.0
 
     guardrails = [effect for effect in effects if effect.guards]

@@ -20,6 +20,7 @@ from payoff.report.figures.experiment import (
     read_section,
     worst_guardrail,
 )
+from payoff.report.figures.programme import Total
 from payoff.report.figures.reading import (
     STATES,
     UNDATED,
@@ -82,12 +83,7 @@ class Figures:
             if claim.roi is not None:
                 yield claim.roi
         for section in self.sections:
-            for effect in section.effects:
-                yield effect.quantity
-                if effect.relative is not None:
-                    yield effect.relative
-            for arm in section.arms:
-                yield arm.quantity
+            yield from section.quantities()
 
 
 def _claim_card(claim: ClaimFigures) -> Card:
@@ -137,12 +133,14 @@ def _roi_card(claim: ClaimFigures, roi: Quantity) -> Card:
 def _effect_card(section: Section, effect: Effect, kind: str) -> Card:
     facts = [
         ("Contrast", effect.contrast),
-        ("Test", effect.p_value if effect.p_value != "not defined" else "no p-value is defined"),
+        ("Test", effect.test if effect.test != "not defined" else "no p-value is defined"),
         ("Evidence", section.grade_text),
         ("Units", formats.count(effect.n)),
         ("Data through", section.through),
         ("Owner", section.owner),
     ]
+    if effect.family:
+        facts.insert(2, ("Family", effect.family))
     if effect.target_text:
         facts.insert(1, ("Target", effect.target_text))
     if effect.margin_text:
@@ -152,10 +150,27 @@ def _effect_card(section: Section, effect: Effect, kind: str) -> Card:
     return Card(
         kind,
         effect.label,
-        effect.quantity,
+        effect.deciding,
         effect.state,
         section.standing if section.withheld else "",
         tuple(facts),
+        section.anchor,
+    )
+
+
+def _programme_card(section: Section, total: Total) -> Card:
+    return Card(
+        "Programme total",
+        section.title,
+        total.quantity,
+        section.state,
+        section.standing if section.withheld else "",
+        (
+            ("What", total.label),
+            ("Evidence", section.grade_text),
+            ("Data through", section.through),
+            ("Owner", section.owner),
+        ),
         section.anchor,
     )
 
@@ -164,6 +179,8 @@ def _cards(claims: Sequence[ClaimFigures], sections: Sequence[Section]) -> tuple
     cards = [_claim_card(claim) for claim in claims[:2]]
     if claims and claims[0].roi is not None:
         cards.append(_roi_card(claims[0], claims[0].roi))
+    totals = [(s, s.programme.leading) for s in sections if s.programme is not None]
+    cards += [_programme_card(s, total) for s, total in totals[: 6 - len(cards)] if total is not None]
     guardrails = [(s, w) for s in sections if (w := worst_guardrail(s.effects)) is not None]
     room = 6 - len(cards) - bool(guardrails)
     primaries = [(s, e) for s in sections for e in (leading_effects(s.effects) or s.effects) if not e.guards]
@@ -192,8 +209,10 @@ def _risks(
     for s in sections:
         where = f"{s.title}: "
         found += [(0, f"{where}{uncapital(sentence(c.detail))}") for c in s.checks if c.state.key == "fail"]
+        flips = [(1 if a.flip == "shown" else 3, f"{where}{sentence(uncapital(a.sentence))}") for a in s.looks.alarms]
+        found += flips
         for e in s.guardrails:
-            text = f"{where}{harm_in_words(e)}: {e.quantity.full} {contrast_words(e.contrast)}."
+            text = f"{where}{harm_in_words(e)}: {e.deciding.full} {contrast_words(e.contrast)}."
             found += [(1 if e.state.key == "breached" else 3, text)] if e.state.key in ("breached", "at risk") else []
         found += [(5, f"{where}{uncapital(sentence(c.detail))}") for c in s.checks if c.state.key == "warn"]
     for c in claims:

@@ -31,6 +31,7 @@ INTERVALS = {
     "confidence": "confidence interval",
     "credible": "credible interval",
     "always-valid": "always-valid interval",
+    "repeated": "repeated confidence interval",
     "bootstrap": "bootstrap interval",
     "bounds": "bounds",
     "simulation": "simulation interval",
@@ -73,6 +74,22 @@ STATES = {
 }
 
 
+CHECK_STATES = {
+    "pass": State("pass", "passed", "\u25cf", "good", "the check ran and found nothing"),
+    "warn": State("warn", "warning", "\u25ca", "warn", "read the figure with care"),
+    "fail": State("fail", "failed", "\u25a0", "bad", "the figures that depend on it are withheld"),
+    "not-run": State("not-run", "not run", "\u25a1", "off", "the check could not run"),
+}
+READING_STATES = {
+    "improved": "positive",
+    "harmed": "negative",
+    "not conclusive": "not conclusive",
+    "safe": "safe",
+    "at risk": "at risk",
+    "breached": "breached",
+    "refused": "refused",
+    "withheld": "withheld",
+}
 VERDICTS = {"guardrail at risk": "at risk", "guardrail breached": "breached"}
 
 
@@ -88,14 +105,22 @@ class Quantity:
     inner: tuple[float, float] | None
     text: str
     range: str
+    note: str = ""
+    """What else the interval is: ``corrected for 3 questions``."""
 
     @property
     def interval_name(self) -> str:
-        return f"{formats.level(self.level)} {INTERVALS[self.kind]}"
+        name = f"{formats.level(self.level)} {INTERVALS[self.kind]}"
+        return f"{name} {self.note}" if self.note else name
+
+    @property
+    def interval(self) -> str:
+        """The interval with its name, inside a sentence."""
+        return f"{self.interval_name}{',' if self.note else ''} {self.range}"
 
     @property
     def full(self) -> str:
-        return f"{self.text} ({self.interval_name} {self.range})"
+        return f"{self.text} ({self.interval})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,16 +227,21 @@ def read_quantity(
     kind: str | None = None,
     level: float | None = None,
     against: Iterable[float] = (),
+    ends: Node | None = None,
+    note: str = "",
 ) -> Quantity:
-    value, low, high = node.number("value"), node.number("low"), node.number("high")
+    """``ends``: where the interval's ends stand, if not beside the value."""
+    at = ends or node
+    value, low, high = node.number("value"), at.number("low"), at.number("high")
     if not low <= high:
-        raise MissingFigure(f"{node.path}: the interval's ends are the wrong way round, {low} and {high}")
+        raise MissingFigure(f"{at.path}: the interval's ends are the wrong way round, {low} and {high}")
     name = kind or node.text("interval_kind", "simulation")
     if name not in INTERVALS:
         raise MissingFigure(f"{node.path}.interval_kind is {name!r}, which has no name in reports")
     text = formats.written(value, low, high, what, change=change, against=against)
     confidence = node.number("level") if level is None else level
-    return Quantity(value, low, high, confidence, name, _inner(node, value), text.value, text.range)
+    inner = _inner(node, value) if ends is None else None
+    return Quantity(value, low, high, confidence, name, inner, text.value, text.range, note)
 
 
 def read_refusals(nodes: Iterable[Node]) -> tuple[RefusalLine, ...]:
@@ -260,3 +290,11 @@ def level_of(run: Node) -> float:
 def uncapital(label: str) -> str:
     """The first letter small, inside a sentence; an acronym stays as it is."""
     return label if label[:2].isupper() and label[:2].isalpha() else label[:1].lower() + label[1:]
+
+
+def state_of(reading: Node) -> State:
+    state = reading.text("state")
+    key = READING_STATES.get(state, state)
+    if key not in STATES:
+        raise MissingFigure(f"{reading.path}.state is {state!r}, which the report does not know")
+    return STATES[key]
