@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from scipy import special
 
 IntervalKind = Literal["confidence", "credible", "always-valid", "repeated", "bootstrap", "bounds"]
+CorrectedBy = Literal["holm", "benjamini-hochberg"]
 FloatArray = NDArray[np.float64]
 
 
@@ -151,7 +152,7 @@ Uncertainty = Normal | Draws | Bounds
 class Correction:
     """An estimate as one of ``of`` answers in a family: its p-value and interval corrected for that many questions."""
 
-    method: Literal["holm", "benjamini-hochberg"]
+    method: CorrectedBy
     of: int
     p_value: float
     low: float

@@ -129,13 +129,13 @@ class ExperimentMethod:
             need = metric_need(
                 use.name, use.metric, use.window, design.default_window, before=use.before, level=design.level
             )
-            if experiment.period is not None:
-                need = when.in_period(need, experiment.period, experiment.washout)
             out.append(need)
         out += [step_need(when.steps_of(u), u.metric, edges) for u, edges in when.step_edges(design)]
         out += [calendar_need(when.calendar_of(u), u.metric, edges) for u, edges in when.calendar_edges(design)]
         if experiment.cannibalisation is not None:
             out.append(cannibalisation_need(where.NAME, experiment.cannibalisation, where.window(design)))
+        if experiment.period is not None:
+            return [when.in_period(need, experiment.period, experiment.washout) for need in out]
         return out
 
     # ---------------------------------------------------------------- answer

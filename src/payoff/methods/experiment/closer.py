@@ -198,9 +198,10 @@ def capping(reader: Reader, readings: list[Reading]) -> tuple[Capping, ...]:
         )
         for arm in r.differences:
             pair = (arm, reader.control)
-            raw = compare.difference(*(r.plain[x] for x in pair))
+            raw = compare.difference(r.plain[arm], r.plain[reader.control])
             try:
-                cut = compare.difference(*(plain_level(reader.design, r.use, capped.moments[x]) for x in pair))
+                of_arm, of_control = (plain_level(reader.design, r.use, capped.moments[x]) for x in pair)
+                cut = compare.difference(of_arm, of_control)
             except (ValueError, KeyError):
                 continue  # a cap that leaves nothing to vary says nothing
             n = r.count(arm)

@@ -29,7 +29,7 @@ from payoff.spec import nouns
 from payoff.stats import adjust, compare, quantile, sequential
 from payoff.stats.moments import Moments
 from payoff.warehouse.history import Arrivals, Candidate, Pretended
-from payoff.warehouse.measures import is_ratio, unit_of
+from payoff.warehouse.measures import is_ratio, measures_of, unit_of
 from payoff.warehouse.needs import ArmsData, ArmsNeed, MetricMoments
 from payoff.warehouse.sources import from_us
 
@@ -783,11 +783,12 @@ class _Planner:
     def _size(
         self, use: MetricUse, effect: float, baseline: Baseline, plain: Baseline, test: Test, assigned: float
     ) -> Size:
-        def whole(b: Baseline, t: Test) -> int:
-            return self._whole(observations(effect, b, self.shares, t, self.ask.power) * assigned)
+        def by_arm(b: Baseline, t: Test) -> dict[str, int]:
+            total = observations(effect, b, self.shares, t, self.ask.power) * assigned
+            # the root's own error must not round a whole number up
+            return {arm: math.ceil(total * share * (1 - 1e-12)) for arm, share in self.arms.items()}
 
-        total = observations(effect, baseline, self.shares, test, self.ask.power)
-        arms = {arm: self._whole(total * assigned * share) for arm, share in self.arms.items()}
+        arms = by_arm(baseline, test)
         units = sum(arms.values())
         clusters = math.ceil(units / self._each) if self.clustered else None
         days, extrapolated = self._days(units)
@@ -802,13 +803,9 @@ class _Planner:
             weeks=None if days is None else (days + window / _DAY) / 7,
             extrapolated=extrapolated,
             no_weeks=self._no_weeks(days),
-            plain_units=whole(plain, test),
-            fixed_units=whole(baseline, replace(test, rule="fixed")),
+            plain_units=sum(by_arm(plain, test).values()),
+            fixed_units=sum(by_arm(baseline, replace(test, rule="fixed")).values()),
         )
-
-    @staticmethod
-    def _whole(units: float) -> int:
-        return math.ceil(units * (1 - 1e-12))  # the root's own error must not round a whole number up
 
     def _counts(self) -> tuple[int, ...]:
         """What is assigned, by the end of each recorded day."""
@@ -881,7 +878,10 @@ class _Planner:
             said += f"; adjusting {self._adjusting(m, use)} saves {_share(1 - m.asked.units / m.asked.plain_units)}"
         if self.stop is not None and self.stop.rule != "fixed" and costs >= 0.005:
             said += f"; being free to look {'at any time' if self.stop.rule == 'always_valid' else 'earlier'} costs {costs:.0%} more"
-        return f"{said}."
+        if m.asked.weeks is None:
+            said += f"; in how many weeks is not known, because {m.asked.no_weeks}"
+        within = f" {self._reachable(m, unit, name, moves, power)}" if self.ask.weeks is not None else ""
+        return f"{said}.{within}"
 
     def _reachable(self, m: MetricPlan, unit: formats.Unit, name: str, moves: str, power: str) -> str:
         """Where no effect was asked for: what a number of weeks, or of units, finds."""
@@ -889,7 +889,7 @@ class _Planner:
         if self.ask.weeks is not None or step is None:
             wanted = self.ask.weeks or 4
             step = next((s for s in m.steps if s.week == wanted), m.steps[-1])
-        weeks = f" of {step.week} {'week' if step.week == 1 else 'weeks'}" if step.week is not None else ""
+        weeks = f", those of {step.week} {'week' if step.week == 1 else 'weeks'}," if step.week is not None else ""
         who = f"{_about(step.units)} {self.noun}{weeks}"
         if step.mde is None:
             return f"{who} are too few to find any {moves} in {name} with {power} power."
@@ -959,15 +959,14 @@ class _Planner:
             name
             for u in design.metrics
             if u.before is not None and self.found.starts_us is not None
-            for name, profile in self.data.sources.items()
-            if profile.first_us is not None
-            and name != self.found.source
-            and profile.first_us > self.found.starts_us - round(u.before / _DAY * _DAY_US)
+            for name in {m.source for m in measures_of(u.metric, None, None)}
+            if (first := self.data.sources[name].first_us) is not None
+            and first > self.found.starts_us - round(u.before / _DAY * _DAY_US) + _DAY_US
         ]
         if short:
             notes.append(
-                f"{', '.join(sorted(set(short)))} does not reach back to the period before history that adjusts it: adjustment may"
-                " save more than this."
+                f"What adjusts the metrics was recorded only later in {', '.join(sorted(set(short)))}: adjustment may save more than"
+                " this."
             )
         return notes
 

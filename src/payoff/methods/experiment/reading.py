@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from payoff.estimate import Correction
+from payoff.estimate import CorrectedBy, Correction
 from payoff.methods.experiment.design import ExperimentDesign, MetricUse, Reading, span
 from payoff.methods.experiment.rule import Rule
 from payoff.methods.experiment.words import remedy
@@ -231,7 +231,7 @@ def correct_families(readings: Sequence[Reading], alpha: float) -> None:
         found = method(
             [r.p_value(arm) for r, arm in asked], interval, 1 - alpha, [r.differences[arm].value for r, arm in asked]
         )
-        name = "holm" if part == "primary" else "benjamini-hochberg"
+        name: CorrectedBy = "holm" if part == "primary" else "benjamini-hochberg"
         for i, (r, arm) in enumerate(asked):
             low, high = found.intervals[i]
-            r.corrections[arm] = Correction(name, len(asked), found.p_values[i], low, high)  # type: ignore[arg-type]
+            r.corrections[arm] = Correction(name, len(asked), found.p_values[i], low, high)

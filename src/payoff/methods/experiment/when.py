@@ -10,7 +10,7 @@ import numpy as np
 
 from payoff import formats
 from payoff.estimate import FloatArray
-from payoff.methods.experiment.design import ExperimentDesign, MetricUse, Reading
+from payoff.methods.experiment.design import ExperimentDesign, MetricUse, Reading, span
 from payoff.methods.experiment.reading import Reader, decided_units, scale_of, units_of
 from payoff.result import Look, OverTime, Peeking, Refusal, Span, TimePoint
 from payoff.spec import nouns
@@ -136,6 +136,17 @@ def over_time(
     out: list[OverTime] = []
     refusals: list[Refusal] = []
     by_name = {r.use.name: r for r in readings}
+    stepped = {use.name for use, _ in step_edges(design)}
+    if design.experiment.over_time is not None:
+        refusals += [
+            Refusal(
+                f"experiments.{design.name}.{use.name}",
+                f"the effect by days since exposure cannot be shown of a {use.metric.kind} over {span(use)}",
+                "it takes a count, a sum, a conversion or a ratio with a window of several steps",
+            )
+            for use in design.primaries
+            if use.name not in stepped
+        ]
     for use, edges in step_edges(design):
         if use.name not in by_name:
             continue
