@@ -336,6 +336,10 @@ def _complete_name(ctx: typer.Context, incomplete: str) -> list[str]:
     return _complete(("experiments", "claims"), ctx, incomplete)
 
 
+def _complete_experiment(ctx: typer.Context, incomplete: str) -> list[str]:
+    return _complete(("experiments",), ctx, incomplete)
+
+
 def _complete_report(ctx: typer.Context, incomplete: str) -> list[str]:
     return _complete(("reports",), ctx, incomplete)
 
@@ -769,6 +773,133 @@ def _anything(opened: Project) -> None:
         raise UsageError(
             f"the project {spec.project} declares no experiment and no claim yet; `payoff init DIR` writes an example"
         )
+
+
+# ---------------------------------------------------------------- before an experiment
+
+
+@app.command()
+def power(
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME", help="An experiment; it need not have begun.", autocompletion=_complete_experiment
+        ),
+    ],
+    mde: Annotated[
+        float | None,
+        typer.Option(
+            "--mde",
+            metavar="X",
+            help="The smallest effect to find, in the primary metric's unit. Default: the experiment's stop.",
+            show_default=False,
+        ),
+    ] = None,
+    lift: Annotated[
+        str | None,
+        typer.Option(metavar="5%", help="The same as a share of what it was before.", show_default=False),
+    ] = None,
+    weeks: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="What so many weeks of exposure would find.", show_default=False),
+    ] = None,
+    power: Annotated[
+        float | None,
+        typer.Option(
+            "--power",
+            metavar="0.8",
+            help="The chance to find the effect if it is there. Default: the stop's, else 0.8.",
+            show_default=False,
+        ),
+    ] = None,
+    history: Annotated[
+        str, typer.Option(metavar="28d", help="How long a stretch of the past units are taken from.")
+    ] = "28d",
+    source: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SOURCE",
+            help="Where units were seen before. Default: where assignments are recorded, else where the metrics are.",
+            show_default=False,
+        ),
+    ] = None,
+    project: ProjectOption = None,
+    json_: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """How many units and weeks an experiment takes.
+
+    Before it starts, from what the project's own tables recorded earlier: the level and the spread of each metric, what
+    adjustment saves, how many new units come a week. Gives the smallest effect that 1 to 12 weeks find, and for an
+    effect asked for the units and weeks; for a guardrail, what it takes to exclude harm beyond its margin. Exits with 1
+    when a primary metric cannot be planned for. Nothing is kept in the ledger.
+    """
+    opened = _load(project)
+    with _progress("look at columns", quiet or json_) as tell:
+        found = opened.power(
+            name, mde=mde, lift=lift, weeks=weeks, power=power, history=history, source=source, progress=tell
+        )
+    data = found.to_dict()
+    if json_:
+        _emit(data)
+    else:
+        _tell_plan(data)
+    raise typer.Exit(found.exit_code)
+
+
+def _tell_plan(plan: Mapping[str, Any]) -> None:
+    _say(_wrap(plan["sentence"]))
+    for metric in plan["metrics"][:1]:
+        unit, name = formats.unit(metric["unit"]), formats.human(metric["metric"])
+        rows = []
+        for step in metric["steps"]:
+            week = "-" if step["week"] is None else f"{step['week']}{' *' if step['extrapolated'] else ''}"
+            rows.append((week, formats.count(step["units"]), *_effect(step["mde"], step["relative"], unit)))
+        _say()
+        _say(
+            _table(
+                (
+                    "weeks of exposure",
+                    f"{formats.human(plan['entity'])}s",
+                    f"smallest effect on {name}",
+                    "of its level",
+                ),
+                rows,
+            )
+        )
+        if any(step["extrapolated"] for step in metric["steps"]):
+            _say(_wrap("* beyond what was recorded: at the rate of the last week that was"))
+    lines = []
+    for metric in plan["metrics"]:
+        unit, asked = formats.unit(metric["unit"]), metric["asked"]
+        level = formats.written(metric["value"], metric["low"], metric["high"], unit)
+        effect = "-" if asked is None else _effect(asked["effect"], None, unit)[0]
+        units = "-" if asked is None else formats.count(asked["units"])
+        needed = "-" if asked is None or asked["weeks"] is None else f"{asked['weeks']:.1f}"
+        role = "exclude harm" if metric["question"] == "non-inferiority" else metric["role"]
+        saves = f"{metric['r2']:.0%}" if metric["covariates"] else "-"
+        lines.append((formats.human(metric["metric"]), role, level.range, saves, effect, units, needed))
+    _say()
+    head = ("metric", "role", f"level, {formats.level(1 - plan['alpha'])} interval", "R2", "effect", "units", "weeks")
+    _say(_table(head, lines))
+    for metric in plan["metrics"]:
+        shape = metric["clusters"]
+        if shape is not None:
+            alike = "" if shape["icc"] is None else f", intraclass correlation {shape['icc']:.3g}"
+            said = f"{formats.human(metric['metric'])}: clusters of {shape['mean_size']:.3g} units{alike}: {shape['design_effect']:.3g} times as many units as without"
+            _say(_wrap(said, "  ", "  "))
+    notes = [f"{formats.human(m['metric'])}: {note}." for m in plan["metrics"] for note in m["notes"]]
+    notes += [f"{r['name']} cannot be planned for: {r['reason']}; {r['remedy']}." for r in plan["refusals"]]
+    _say()
+    for note in (*notes, *plan["notes"]):
+        _say(_wrap(f"- {note}", "", "  "))
+
+
+def _effect(size: float | None, relative: float | None, unit: formats.Unit) -> tuple[str, str]:
+    if size is None:
+        return "none", ""
+    share = "" if relative is None else formats.rounded(relative, formats.RELATIVE)
+    return formats.size(formats.rounded(size, unit, change=True)), share
 
 
 # ---------------------------------------------------------------- running
