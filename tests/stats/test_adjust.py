@@ -612,6 +612,18 @@ def test_post_stratified_intervals_cover(kind: Kind, n: int) -> None:
     assert hits / 1_000 == pytest.approx(np.full(2, 0.95), abs=band(1_000))
 
 
+def test_clusters_in_strata_are_a_ratio_of_totals_and_of_one_unit_are_units() -> None:
+    strata, _, _ = strata_of(np.random.default_rng(23), 300, "ratio")
+    one = post_stratified(strata, size=1)
+    assert one == post_stratified(strata, kind="ratio")
+    sized = {
+        s: {arm: Moments(m.n, np.r_[m.mean, 1.0], np.pad(m.cov, ((0, 1), (0, 1)))) for arm, m in by_arm.items()}
+        for s, by_arm in strata.items()
+    }
+    units, alone = post_stratified(strata), post_stratified(sized, size=2)
+    assert (gap(alone).value, gap(alone).se) == pytest.approx((gap(units).value, gap(units).se), rel=1e-10)
+
+
 def test_small_strata_are_merged_smallest_first_and_named() -> None:
     rng = np.random.default_rng(19)
 

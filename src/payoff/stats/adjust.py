@@ -39,8 +39,8 @@ class Adjusted:
     """Adjusted ``levels`` by arm, the ``covariance`` of each ordered pair of them, and the ``plain`` levels.
 
     ``r2`` is the share of each arm's variance that adjustment explains. ``used`` and ``dropped`` are positions among the
-    covariates, from 0 (empty for strata). ``merged`` are the classes that were taken together. ``pull`` and ``share`` serve
-    `parts`: each arm's covariates as weights over all columns, and each arm's share of all units.
+    covariates, from 0 (empty for strata). ``merged`` are the classes that were taken together. The rest serves `parts`: each
+    arm's covariates as weights over all columns (``pull``), its ``share`` of all units, its columns' ``means``.
     """
 
     levels: Mapping[str, Level]
@@ -50,9 +50,9 @@ class Adjusted:
     used: tuple[int, ...]
     dropped: tuple[int, ...]
     merged: tuple[tuple[str, ...], ...] = ()
-    pull: Mapping[str, tuple[float, ...]] = field(default_factory=dict, repr=False)
-    share: Mapping[str, float] = field(default_factory=dict, repr=False)
-    means: Mapping[str, FloatArray] = field(default_factory=dict, repr=False)
+    pull: Mapping[str, tuple[float, ...]] = field(default_factory=dict, repr=False, compare=False)
+    share: Mapping[str, float] = field(default_factory=dict, repr=False, compare=False)
+    means: Mapping[str, FloatArray] = field(default_factory=dict, repr=False, compare=False)
 
     def parts(self, treatment: str, control: str) -> Mapping[str, Level]:
         """Every arm's part in the difference of two, as Levels whose weights `compare.difference_covariance` can use.
@@ -236,7 +236,7 @@ def balance(moments: Mapping[str, Moments], covariates: int) -> Balance | None:
 
 
 def post_stratified(
-    strata: Mapping[str, Mapping[str, Moments]], *, kind: Kind = "mean", scale: float = 1.0
+    strata: Mapping[str, Mapping[str, Moments]], *, kind: Kind = "mean", scale: float = 1.0, size: int | None = None
 ) -> Adjusted:
     """Each arm's level as it would be with all arms' mix of strata: sum_s W_s mean_sa, W_s = n_s / N pooled over arms.
 
@@ -251,16 +251,20 @@ def post_stratified(
     difference. For a ratio, numerator and denominator are stratified jointly and the delta method takes the ratio of
     them. Degrees of freedom are Satterthwaite's over the strata, rounded down.
 
+    With ``size``, the column that counts a cluster's units, rows are clusters and a mean is total over units, a ratio of
+    two totals. Each cluster must then lie in one stratum: in several it would be counted as several independent ones.
+
     A stratum with fewer than 2 units in some arm is merged with the smallest other one until none is left (``merged``
     says which); raises ValueError when that leaves fewer than two strata.
     """
     names = list(dict.fromkeys(arm for by_arm in strata.values() for arm in by_arm))
     if len(names) < 2:
         raise ValueError("post-stratification compares at least two arms")
-    k = _width(kind)
+    columns = [0, 1] if kind == "ratio" else [0] if size is None else [0, size]
+    k, below = len(columns), None if len(columns) == 1 else 1
     nothing = Moments(0, np.zeros(k), np.zeros((k, k)))
     cells: dict[tuple[str, ...], dict[str, Moments]] = {
-        (name,): {arm: by_arm[arm].take(range(k)) if arm in by_arm else nothing for arm in names}
+        (name,): {arm: by_arm[arm].take(columns) if arm in by_arm else nothing for arm in names}
         for name, by_arm in strata.items()
     }
     cells = {name: by_arm for name, by_arm in cells.items() if _units(by_arm) > 0}
@@ -279,12 +283,12 @@ def post_stratified(
     total = sum(_units(by_arm) for by_arm in cells.values())
     weight = {name: _units(by_arm) / total for name, by_arm in cells.items()}
     whole = {arm: reduce(Moments.merge, (by_arm[arm] for by_arm in cells.values())) for arm in names}
-    plain = {arm: _plain(x, kind, scale, None) for arm, x in whole.items()}
+    plain = {arm: _plain(x, kind, scale, below) for arm, x in whole.items()}
     means: dict[str, FloatArray] = {}
     forms: dict[str, FloatArray] = {}
     for arm in names:
         means[arm] = sum((weight[s] * cells[s][arm].mean for s in cells), np.zeros(k))
-        forms[arm] = _value_form(replace(whole[arm], mean=means[arm]), kind, scale, None)
+        forms[arm] = _value_form(replace(whole[arm], mean=means[arm]), kind, scale, below)
     # one row an arm, one column a stratum: how far each stratum lies from its arm's mean
     apart = np.array([[forms[arm] @ (cells[s][arm].mean - means[arm]) for s in cells] for arm in names])
     between = (apart * np.array(list(weight.values()))) @ apart.T / total
@@ -301,7 +305,7 @@ def post_stratified(
         if within.sum() > 0:
             parts = within / within.sum()
             df = 1 / float((parts**2 / np.array([by_arm[arm].n - 1 for by_arm in cells.values()])).sum())
-        value = scale * float(means[arm][0]) / (1.0 if kind == "mean" else float(means[arm][1]))
+        value = scale * float(means[arm][0]) / (1.0 if below is None else float(means[arm][1]))
         lost = n - 1 - max(1, math.floor(df * (1 + 1e-9)))
         levels[arm] = Level(value, float(within.sum()) + float(between[i, i]), n, lost=lost)
         r2[arm] = max(0.0, 1 - spread / ((n - 1) * float(w @ whole[arm].cov @ w)))
