@@ -15,10 +15,11 @@ def outer_ranks(moments: Moments, n_rows: int, q: float, level: float = 0.95) ->
     """(p_low, p_high): the probabilities at which ``n_rows`` sorted rows hold the interval of their ``q`` quantile.
 
     ``moments`` are of (rows at or below the sample quantile, rows) per unit, k = 2 in that order. The share of rows below
-    the quantile is a ratio of unit totals, so its standard error is the delta method's over units, not the rows'
-    (Deng, Knoblich, Lu 2018, "Applying the delta method in metric analytics", on percentile metrics). That of a share F of n rows would be F (1 - F) / n; the ratio of the two, the design effect, times q (1 - q) / n_rows is the
-    variance used, because with tied rows F lies above q and may be 1. It is then (and only then) not known, and taken as
-    if the rows of a unit were all alike. One row a unit gives sqrt(q (1 - q) / n), but for n / (n - 1).
+    the quantile is a ratio of unit totals, so its standard error is the delta method's over units, not the rows' (Deng,
+    Knoblich, Lu 2018, "Applying the delta method in metric analytics", on percentile metrics). That of a share F of n rows
+    would be F (1 - F) / n; the ratio of the two, the design effect, times q (1 - q) / n_rows is the variance used, because
+    with tied rows F lies above q and may be 1. The effect is then (and only then) not known, and taken as if the rows of a
+    unit were all alike. One row a unit gives sqrt(q (1 - q) / n), but for n / (n - 1).
 
     The ranks are outer ones, floor(n q - t s) and ceil(n q + t s) + 1 of n: the order statistics between which the
     quantile lies whatever the distribution (David and Nagaraja 2003, "Order Statistics", section 7.1), and the same ones
