@@ -207,7 +207,8 @@ class Estimate:
 
     @property
     def p_value(self) -> float | None:
-        return self.uncertainty.p_value(self.value)
+        """None where there is none to give; a credible interval has none, whatever its shape."""
+        return None if self.interval_kind == "credible" else self.uncertainty.p_value(self.value)
 
     def draw(self, rng: np.random.Generator, size: int) -> FloatArray:
         return self.uncertainty.draw(self.value, rng, size)

@@ -577,9 +577,8 @@ class Project:
                         outcome = replace(outcome, provenance=provenance)
                     outcomes[design.name] = outcome
                 counts = {claim: self._count(catalog, claim, designs) for claim in claim_names}
-        programme = registry.method("programme")
         for name in programmes:
-            outcome = programme.answer(
+            outcome = registry.method("programme").answer(
                 name, spec.programmes[name], outcomes, np.random.default_rng([seed, len(outcomes)])
             )
             if isinstance(outcome, Result):

@@ -108,7 +108,8 @@ def make_shop(
     triggered = rng.random(users) < 0.4
     seen = [(f"u{i}", exposed[i] + np.timedelta64(60, "s")) for i in range(users) if triggered[i]]
     end = START + np.timedelta64(60 * 86_400, "s")
-    sessions.append(("nobody", end))
+    sessions.append(("nobody", end))  # the data go on long after the last window
+    orders.append(("nobody", end, 1.0, "browse"))
     folder.mkdir(parents=True, exist_ok=True)
     names = [f"u{i}" for i in range(users)]
     tables = {

@@ -208,7 +208,7 @@ def unit_read(experiment: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Test:
+class Question:
     """One question as it will be decided: at ``alpha`` (already shared out among several), under the stopping rule.
 
     ``sides`` 2 finds a difference; 1 excludes harm beyond a margin with the harmful end of the two-sided interval.
@@ -223,7 +223,7 @@ class Test:
     spending: sequential.Spending = "obrien_fleming"
 
     @classmethod
-    def of(cls, stop: nouns.Stop | None, alpha: float, questions: int = 1, sides: compare.Sides = 2) -> Test:
+    def of(cls, stop: nouns.Stop | None, alpha: float, questions: int = 1, sides: compare.Sides = 2) -> Question:
         plain = cls(alpha / questions, sides, design_alpha=alpha)
         if stop is None or stop.rule == "fixed":
             return plain
@@ -353,20 +353,20 @@ class Baseline:
 
 
 def power_at(
-    effect: float, total: float, baseline: Baseline, shares: tuple[float, float], test: Test, wanted: float
+    effect: float, total: float, baseline: Baseline, shares: tuple[float, float], asks: Question, wanted: float
 ) -> float:
     """The chance to find ``effect`` with ``total`` observations over all arms; ``shares`` of them are (treatment, control)."""
-    v_t = baseline.variance if test.sides == 1 else baseline.moved(effect)
-    return test.chance(effect, v_t, total * shares[0], baseline.variance, total * shares[1], wanted)
+    v_t = baseline.variance if asks.sides == 1 else baseline.moved(effect)
+    return asks.chance(effect, v_t, total * shares[0], baseline.variance, total * shares[1], wanted)
 
 
-def observations(effect: float, baseline: Baseline, shares: tuple[float, float], test: Test, power: float) -> float:
+def observations(effect: float, baseline: Baseline, shares: tuple[float, float], asks: Question, power: float) -> float:
     """The observations over all arms that find ``effect`` with chance ``power``; not rounded. Raises ValueError."""
     if not (math.isfinite(effect) and effect > 0):
         raise ValueError(f"the effect to find must be above zero, not {effect}")
 
     def surplus(log_total: float) -> float:
-        return power_at(effect, math.exp(log_total), baseline, shares, test, power) - power
+        return power_at(effect, math.exp(log_total), baseline, shares, asks, power) - power
 
     low = math.log(2.000001 / min(shares))
     high = low
@@ -377,13 +377,15 @@ def observations(effect: float, baseline: Baseline, shares: tuple[float, float],
     return math.exp(high if high == low else float(optimize.brentq(surplus, low, high, xtol=1e-13)))
 
 
-def smallest(total: float, baseline: Baseline, shares: tuple[float, float], test: Test, power: float) -> float | None:
+def smallest(
+    total: float, baseline: Baseline, shares: tuple[float, float], asks: Question, power: float
+) -> float | None:
     """The smallest effect found with chance ``power`` with ``total`` observations; None where none that can exist would be."""
     if total * min(shares) < 2:
         return None
 
     def surplus(effect: float) -> float:
-        return power_at(effect, total, baseline, shares, test, power) - power
+        return power_at(effect, total, baseline, shares, asks, power) - power
 
     most = baseline.room * (1 - 1e-9)
     high = min(most, math.sqrt(baseline.variance / total * (1 / shares[0] + 1 / shares[1])))
@@ -629,19 +631,19 @@ class _Planner:
         baseline = replace(plain, variance=level.unit_variance * (1 - r2))
         guardrail = use.part == "guardrail" and use.metric.margin is not None
         questions = self.questions if use.name in self.deciding else 1
-        test = Test.of(self.stop, design.alpha, questions, 1 if guardrail else 2)
+        asks = Question.of(self.stop, design.alpha, questions, 1 if guardrail else 2)
         assigned = self._assigned_per_observation(use, level, numbers)
         margin = use.metric.margin if guardrail else None
         effect = margin if margin is not None else self._effect(use, level, baseline, first)
         asked = None
         if effect is not None:
-            asked = self._size(use, effect, baseline, plain, test, assigned)
-        steps = self._steps(use, baseline, test, assigned)
+            asked = self._size(use, effect, baseline, plain, asks, assigned)
+        steps = self._steps(use, baseline, asks, assigned)
         planned, chance = None, None
         if self.stop is not None and self.stop.n is not None:
-            planned = self._step(None, self.stop.n, baseline, test, assigned)
+            planned = self._step(None, self.stop.n, baseline, asks, assigned)
             if effect is not None:
-                chance = self._chance(effect, self.stop.n / assigned, baseline, test)
+                chance = self._chance(effect, self.stop.n / assigned, baseline, asks)
         n = numbers.quantiles[ARM].n if ARM in numbers.quantiles else numbers.units.get(ARM, level.n)
         low, high = level.interval(design.level)
         if use.part == "guardrail" and use.metric.margin is None:
@@ -660,7 +662,7 @@ class _Planner:
             unit=unit_of(use.metric, design.currency, design.entity),
             question="non-inferiority" if guardrail else "difference",
             margin=margin,
-            alpha=test.alpha,
+            alpha=asks.alpha,
             questions=questions,
             window_days=None if use.window is None else use.window / _DAY,
             value=level.value,
@@ -776,19 +778,21 @@ class _Planner:
     def _possible(self, use: MetricUse, effect: float, baseline: Baseline) -> None:
         try:
             baseline.moved(effect)
-            observations(effect, replace(baseline, binary=False), self.shares, Test(self.design.alpha), self.ask.power)
+            observations(
+                effect, replace(baseline, binary=False), self.shares, Question(self.design.alpha), self.ask.power
+            )
         except ValueError as error:
             raise UsageError(f"{formats.human(use.name)}: {error}; ask for another effect") from None
 
     def _size(
-        self, use: MetricUse, effect: float, baseline: Baseline, plain: Baseline, test: Test, assigned: float
+        self, use: MetricUse, effect: float, baseline: Baseline, plain: Baseline, asks: Question, assigned: float
     ) -> Size:
-        def by_arm(b: Baseline, t: Test) -> dict[str, int]:
+        def by_arm(b: Baseline, t: Question) -> dict[str, int]:
             total = observations(effect, b, self.shares, t, self.ask.power) * assigned
             # the root's own error must not round a whole number up
             return {arm: math.ceil(total * share * (1 - 1e-12)) for arm, share in self.arms.items()}
 
-        arms = by_arm(baseline, test)
+        arms = by_arm(baseline, asks)
         units = sum(arms.values())
         clusters = math.ceil(units / self._each) if self.clustered else None
         days, extrapolated = self._days(units)
@@ -803,8 +807,8 @@ class _Planner:
             weeks=None if days is None else (days + window / _DAY) / 7,
             extrapolated=extrapolated,
             no_weeks=self._no_weeks(days),
-            plain_units=sum(by_arm(plain, test).values()),
-            fixed_units=sum(by_arm(baseline, replace(test, rule="fixed")).values()),
+            plain_units=sum(by_arm(plain, asks).values()),
+            fixed_units=sum(by_arm(baseline, replace(asks, rule="fixed")).values()),
         )
 
     def _counts(self) -> tuple[int, ...]:
@@ -824,30 +828,30 @@ class _Planner:
             return f"'{self.found.source}' has no time, so it does not tell how many units a week brings"
         return "no new unit came in the last week recorded, so that many would never come"
 
-    def _steps(self, use: MetricUse, baseline: Baseline, test: Test, assigned: float) -> tuple[Step, ...]:
+    def _steps(self, use: MetricUse, baseline: Baseline, asks: Question, assigned: float) -> tuple[Step, ...]:
         counts = self._counts()
         if not counts:
-            return (self._step(None, self.exposed, baseline, test, assigned),)
+            return (self._step(None, self.exposed, baseline, asks, assigned),)
         out = []
         for week in range(1, max(WEEKS, self.ask.weeks or 0) + 1):
             came, extrapolated = arrived(counts, 7 * week)
-            step = self._step(week, math.floor(came * self._each), baseline, test, assigned)
+            step = self._step(week, math.floor(came * self._each), baseline, asks, assigned)
             out.append(replace(step, extrapolated=extrapolated))
         return tuple(out)
 
-    def _step(self, week: int | None, units: int, baseline: Baseline, test: Test, assigned: float) -> Step:
-        mde = smallest(units / assigned, baseline, self.shares, test, self.ask.power)
+    def _step(self, week: int | None, units: int, baseline: Baseline, asks: Question, assigned: float) -> Step:
+        mde = smallest(units / assigned, baseline, self.shares, asks, self.ask.power)
         relative = None if mde is None or baseline.value <= 0 else mde / baseline.value
         return Step(week, units, mde, relative)
 
-    def _chance(self, effect: float, total: float, baseline: Baseline, test: Test) -> float | None:
+    def _chance(self, effect: float, total: float, baseline: Baseline, asks: Question) -> float | None:
         """The chance that the declared number of units finds ``effect``; None where it is too few for two an arm."""
         if total * min(self.shares) < 2:
             return None
-        if test.rule != "group_sequential" or test.sides == 1:
-            return power_at(effect, total, baseline, self.shares, test, self.ask.power)
+        if asks.rule != "group_sequential" or asks.sides == 1:
+            return power_at(effect, total, baseline, self.shares, asks, self.ask.power)
         se = math.sqrt(baseline.moved(effect) / (total * self.shares[0]) + baseline.variance / (total * self.shares[1]))
-        return sequential_power(effect / se, _boundaries(test.looks, test.alpha, test.spending))
+        return sequential_power(effect / se, _boundaries(asks.looks, asks.alpha, asks.spending))
 
     # ---------------------------------------------------------------- words
 

@@ -28,7 +28,7 @@ class Rule:
     alpha: float
     tightest_at: int = TIGHTEST_AT
     information: tuple[float, ...] = ()
-    spending: str = "obrien_fleming"
+    spending: sequential.Spending = "obrien_fleming"
 
     @classmethod
     def of(cls, stop: nouns.Stop | None, alpha: float, looks: Sequence[int] = (), units: int = 0) -> Rule:
@@ -77,5 +77,5 @@ class Rule:
 
 
 @lru_cache(maxsize=512)
-def _critical(information: tuple[float, ...], alpha: float, spending: str) -> float:
+def _critical(information: tuple[float, ...], alpha: float, spending: sequential.Spending) -> float:
     return sequential.boundaries(information, alpha, spending)[-1]

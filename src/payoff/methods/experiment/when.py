@@ -192,7 +192,7 @@ def _by_step(reader: Reader, r: Reading, arm: str, edges: tuple[int, ...]) -> Ov
     index = np.array(alive)
     values, covariance = steps.values[index], steps.covariance[np.ix_(index, index)]
     times = np.array([(edges[k] + edges[k + 1]) / 2 / _DAY_US for k in alive])
-    trend = heterogeneity.trend(values, covariance, times)
+    trend = heterogeneity.trend(values, covariance, times, df)
     gap = r.differences[arm].value
     changes = trend.p_value <= design.alpha
     pattern = ("wears off" if trend.slope * gap < 0 else "grows") if changes else "steady"

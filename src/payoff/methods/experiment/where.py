@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import timedelta
 
 from payoff import formats
@@ -13,6 +14,7 @@ from payoff.result import Displacement, Interaction, PathGain, Refusal, Span
 from payoff.stats import compare, heterogeneity, multiplicity
 from payoff.stats import displacement as paths
 from payoff.stats.compare import Difference
+from payoff.stats.moments import Moments
 from payoff.warehouse.measures import count_or_sum_unit
 
 NAME = "cannibalisation"
@@ -170,16 +172,14 @@ def _dependence(counts: Mapping[tuple[str, str], int]) -> tuple[compare.ChiSquar
 
 
 def _effect(
-    reader: Reader, r: Reading, cells: Mapping[tuple[str, str], object], arm: str, theirs: str, their_control: str
+    reader: Reader, r: Reading, cells: Mapping[tuple[str, str], Moments], arm: str, theirs: str, their_control: str
 ) -> tuple[Difference | None, str]:
-    from payoff.stats.moments import Moments
-
     wanted = [(arm, theirs), (reader.control, theirs), (arm, their_control), (reader.control, their_control)]
     least = max(reader.design.min_cell, 2)
     levels = []
     for cell in wanted:
         m = cells.get(cell)
-        if not isinstance(m, Moments) or m.n < least:
+        if m is None or m.n < least:
             return None, f"fewer than {least} units are in {cell[0]} here and {cell[1]} there"
         try:
             levels.append(plain_level(reader.design, r.use, m))
@@ -189,8 +189,6 @@ def _effect(
 
 
 def _said(x: Interaction, adjusted: float | None, alpha: float) -> Interaction:
-    from dataclasses import replace
-
     other, unit = formats.human(x.other), formats.unit(x.unit)
     parts = []
     if x.assignment_p is not None and x.assignment_p < 0.001:

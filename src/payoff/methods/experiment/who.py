@@ -13,6 +13,7 @@ from payoff.result import Refusal, SegmentRow, Segments, Span
 from payoff.stats import heterogeneity, multiplicity
 from payoff.stats.compare import Difference
 from payoff.stats.moments import Moments
+from payoff.warehouse.measures import is_ratio
 
 
 @dataclass(slots=True)
@@ -129,8 +130,6 @@ def _units(reader: Reader, r: Reading, m: Moments) -> int:
 
 
 def size_column(r: Reading) -> int:
-    from payoff.warehouse.measures import is_ratio
-
     return 2 if is_ratio(r.use.metric) else 1
 
 
@@ -145,20 +144,16 @@ def _corrected(reader: Reader, tables: list[_Table]) -> tuple[list[Segments], li
     raw = [reader.rule.p_value(g.value, g.se, g.df, c.count) for g, (_, c) in zip(gaps, rows, strict=True)]
     holm = multiplicity.holm_family(raw, interval, 1 - alpha, [g.value for g in gaps])
     place = {(id(t), c.name): i for i, (t, c) in enumerate(rows)}
-    tests = [
-        heterogeneity.interaction([c.gap.value for c in t.read if c.gap], [c.gap.se for c in t.read if c.gap])
-        for t in tables
-    ]
-    flips = [
-        heterogeneity.gail_simon([c.gap.value for c in t.read if c.gap], [c.gap.se for c in t.read if c.gap])
-        for t in tables
-    ]
+    effects = [[c.gap for c in t.read if c.gap is not None] for t in tables]
+    figures = [([g.value for g in gaps], [g.se for g in gaps], [g.df for g in gaps]) for gaps in effects]
+    tests = [heterogeneity.interaction(*of) for of in figures]
+    flips = [heterogeneity.gail_simon(*of) for of in figures]
     interaction_p = multiplicity.holm([t.p_value for t in tests])
     flip_p = multiplicity.holm([f.p_value for f in flips])
     out: list[Segments] = []
     estimates: list[Estimate] = []
     for k, table in enumerate(tables):
-        r, gaps_here = table.reading, [c.gap for c in table.read if c.gap is not None]
+        r, gaps_here = table.reading, effects[k]
         pooled = heterogeneity.partial_pooling([g.value for g in gaps_here], [g.se for g in gaps_here], level=1 - alpha)
         contrast = f"{table.arm} vs {reader.control}"
         shown: list[SegmentRow] = []
