@@ -416,10 +416,10 @@ class Units:
         groups = _grouping(["arm", "cluster"], keys)
         named = [column(k) for k in ("arm", "cluster", *keys)]
         return sql(
-            f"SELECT $named, $parts FROM entering GROUP BY {groups}",
+            f"SELECT $named, $parts FROM members GROUP BY {groups}",
             named=named,
             parts=parts.listed(),
-            entering=entering,
+            members=entering,
         )
 
     # ---------------------------------------------------------------- moments
