@@ -47,9 +47,15 @@ def test_sentences_use_only_numbers_that_the_tables_show(name: str) -> None:
         shown = {"95%"}
         for e in section.effects:
             shown |= numbers(
-                f"{e.quantity.text} {e.quantity.range} {e.margin_text} {e.target_text} {e.label} {e.contrast}"
+                f"{e.deciding.text} {e.deciding.range} {e.margin_text} {e.target_text} {e.label} {e.contrast} {e.family}"
             )
         shown |= {str(len(section.effects)), str(len({e.metric for e in section.effects}))}
+        if section.programme is not None:
+            shown |= {str(len(section.programme.members))} | numbers(section.programme.metric)
+            for quantity in section.programme.quantities():
+                shown |= numbers(f"{quantity.text} {quantity.range}")
+        for look in section.looks.segments:
+            shown |= numbers(f"{look.attribute} {look.harmed}")
         if not section.withheld:
             assert numbers(section.finding) <= shown
     for claim in figures.claims:

@@ -14,9 +14,9 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from payoff import formats
-from payoff.errors import ConnectionFailed, UsageError
+from payoff.errors import ConnectionFailed, UsageError, did_you_mean
 from payoff.report import charts
-from payoff.report.figures import GRADES, STATES, ArmLevel, Figures, Section, build, of_result, sentence
+from payoff.report.figures import GRADES, STATES, ArmLevel, Figures, Section, build, of_result, sentence, uncapital
 
 LIGHT: Mapping[str, str] = {"paper": "#faf8f4", "card": "#ffffff", **charts.PALETTE}
 DARK: Mapping[str, str] = {
@@ -44,18 +44,20 @@ DARK: Mapping[str, str] = {
 """Two themes. Every text colour keeps a contrast of 4.5 against paper and card (WCAG 2.2, 1.4.3)."""
 
 
+_FIGURES = (
+    "Difference", "Relative", "Level", "Adjusted", "Not adjusted", "Pooled", "Lift", "Over everyone", "As it is", "With the cap",
+    "As measured", "Shrunk", "Share that triggered",
+)  # fmt: skip
 _COLUMNS = {
-    **dict.fromkeys(("Units", "Statistic", "Expires", "Outcome", "How many", "Step"), "short"),
+    **dict.fromkeys(("Units", "Statistic", "Expires", "Outcome", "How many", "Step", "Data to"), "short"),
     **dict.fromkeys(("Value and range", "Contrast", "Owner", "Source", "Tested by", "Test", "Margin"), "middle"),
-    **dict.fromkeys(("Difference", "Relative", "Level"), "figure"),
+    **dict.fromkeys(_FIGURES, "figure"),
 }
 """How much room a column of a table insists on; all others are words, and give way."""
 
 
-def _themed(chart: charts.Chart | None) -> charts.Chart | None:
+def _themed(chart: charts.Chart) -> charts.Chart:
     """The chart with the page's colours in place of its own."""
-    if chart is None:
-        return None
     wide, narrow = chart.wide, chart.narrow
     for name, colour in charts.PALETTE.items():
         wide = wide.replace(f'"{colour}"', f'"var(--{name})"')
@@ -63,17 +65,33 @@ def _themed(chart: charts.Chart | None) -> charts.Chart | None:
     return replace(chart, wide=wide, narrow=narrow)
 
 
-def _draw(figures: Figures) -> dict[str, dict[str, charts.Chart | None]]:
-    drawn: dict[str, dict[str, charts.Chart | None]] = {}
+Drawn = dict[str, list[charts.Chart]]
+"""The charts of one claim or one section, by what they show."""
+
+
+def _draw(figures: Figures) -> dict[str, Drawn]:
+    drawn: dict[str, Drawn] = {}
     for claim in figures.claims:
-        drawn[claim.anchor] = {
-            "bridge": _themed(charts.bridge(claim)),
-            "tornado": _themed(charts.tornado(claim)),
-            "dots": _themed(charts.dots(claim)),
-        }
+        of_claim = {"bridge": charts.bridge(claim), "tornado": charts.tornado(claim), "dots": charts.dots(claim)}
+        drawn[claim.anchor] = {key: [_themed(one)] if one else [] for key, one in of_claim.items()}
     for section in figures.sections:
-        drawn[section.anchor] = {"effects": _themed(charts.effects(section))}
+        drawn[section.anchor] = {key: [_themed(one) for one in ones] for key, ones in _of_section(section).items()}
     return drawn
+
+
+def _of_section(section: Section) -> Drawn:
+    """Every chart that a result has, by the name that ``chart`` takes."""
+    looks, effects, precise = section.looks, charts.effects(section), charts.precision(section.looks.precision)
+    programme = section.programme
+    return {
+        "effects": [charts.programme(programme)] if programme else [effects] if effects else [],
+        "segments": [charts.segments(look) for look in looks.segments],
+        "over_time": [charts.over_time(look) for look in looks.by_days],
+        "cumulative": [charts.over_time(look) for look in looks.by_date],
+        "cannibalisation": [charts.cannibalisation(look) for look in looks.cannibalisation],
+        "precision": [precise] if precise else [],
+        "peeking": [charts.peeking(looks.peeking)] if looks.peeking and looks.peeking.looks else [],
+    }
 
 
 def _sentence(text: str) -> str:
@@ -95,7 +113,7 @@ def _headline(figures: Figures) -> tuple[str, str, str]:
     """The title in three parts, the second its interval, which is set in a lighter hand."""
     title = f"{figures.title}."
     for quantity in figures.quantities():
-        parts = title.partition(f"({quantity.interval_name} {quantity.range})")
+        parts = title.partition(f"({quantity.interval})")
         if parts[1]:
             return parts
     return title, "", ""
@@ -111,6 +129,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters["sentence"] = _sentence
+    environment.filters["uncapital"] = uncapital
     environment.filters["capital"] = formats.capital
     return environment
 
@@ -146,15 +165,35 @@ def page(figures: Figures) -> str:
 # ---------------------------------------------------------------- one thing at a time
 
 
-def chart(run: Mapping[str, Any]) -> str:
-    """The first chart of a run as SVG text: a claim's bridge from amount to net, or an experiment's effects."""
+WHATS = ("effects", "segments", "over_time", "cumulative", "cannibalisation", "precision", "peeking")
+"""What ``chart`` may be asked for."""
+
+
+def chart(run: Mapping[str, Any], what: str | None = None) -> str:
+    """A chart of a run as SVG text: ``what`` is one of ``WHATS``; by default a claim's bridge from amount to net, else the
+    first result's effects. Several charts of one kind stand under one another.
+
+    Raises UsageError where there is no such chart, naming those there are.
+    """
+    if what is not None and what not in WHATS:
+        hint = did_you_mean(what, WHATS) or f"; charts are {', '.join(WHATS)}"
+        raise UsageError(f"'{what}' is not a chart{hint}")
     figures = build(run)
-    drawn = [charts.bridge(c) or charts.dots(c) or charts.tornado(c) for c in figures.claims]
-    drawn += [charts.effects(s) for s in figures.sections] if not any(drawn) else []
-    found = next((one for one in drawn if one is not None), None)
-    if found is None:
-        raise UsageError("there is nothing to plot: no figure was given, only the reasons why not")
-    return found.wide
+    if what is None:
+        bridges = [charts.bridge(c) or charts.dots(c) or charts.tornado(c) for c in figures.claims]
+        found = next((one for one in bridges if one is not None), None)
+        if found is not None:
+            return found.wide
+    drawn = [_of_section(section) for section in figures.sections]
+    ones = next((d[what or "effects"] for d in drawn if d[what or "effects"]), [])
+    if not ones:
+        there = [name for name in WHATS if any(d[name] for d in drawn)]
+        if figures.claims and not there:
+            raise UsageError(f"there is no chart of '{what}' here: a claim has one chart, had without naming any")
+        if not there:
+            raise UsageError("there is nothing to plot: no figure was given, only the reasons why not")
+        raise UsageError(f"there is no chart of '{what or 'effects'}' here; there is {', '.join(there)}")
+    return ones[0].wide if what in (None, "effects") else charts.stacked(ones)
 
 
 def snippet(data: Mapping[str, Any]) -> str:

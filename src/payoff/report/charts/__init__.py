@@ -9,6 +9,24 @@ from __future__ import annotations
 
 from payoff.report.charts.claims import bridge, dots, tornado
 from payoff.report.charts.effects import effects
-from payoff.report.charts.sheet import PALETTE, SVG, Chart, fit, text_width
+from payoff.report.charts.looks import cannibalisation, over_time, peeking, precision, programme, segments
+from payoff.report.charts.sheet import PALETTE, SVG, Chart, fit, stacked, text_width
 
-__all__ = ["PALETTE", "SVG", "Chart", "bridge", "dots", "effects", "fit", "text_width", "tornado"]
+__all__ = [
+    "PALETTE",
+    "SVG",
+    "Chart",
+    "bridge",
+    "cannibalisation",
+    "dots",
+    "effects",
+    "fit",
+    "over_time",
+    "peeking",
+    "precision",
+    "programme",
+    "segments",
+    "stacked",
+    "text_width",
+    "tornado",
+]

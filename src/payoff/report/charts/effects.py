@@ -17,7 +17,8 @@ def effects(section: Section) -> Chart | None:
         return None
     title = f"Effects in {section.title}"
     said = [
-        f"{e.label}, {e.contrast}: {e.quantity.full}, {e.state.label}"
+        f"{e.label}, {e.contrast}: {e.deciding.full}, {e.state.label}"
+        + (f"; {e.family}; read alone {e.quantity.range}" if e.adjusted else "")
         + (f", margin of harm {e.margin_text}" if e.margin_text else "")
         + (f", target {e.target_text}" if e.target_text else "")
         for e in rows
@@ -29,7 +30,7 @@ def effects(section: Section) -> Chart | None:
 def _extent(group: Sequence[Effect]) -> tuple[float, float]:
     ends: list[float] = [0.0]
     for e in group:
-        ends += [e.quantity.low, e.quantity.high]
+        ends += [e.quantity.low, e.quantity.high, e.deciding.low, e.deciding.high]
         if e.margin is not None:
             ends.append(-e.margin if e.direction == "up" else e.margin)
         if e.target is not None:
@@ -81,24 +82,25 @@ def _draw_effects(rows: Sequence[Effect], width: int) -> Sheet:
                 else:
                     sheet.text(0, middle - 4, fit(e.label, 212, 13, True), bold=True)
                     sheet.text(0, middle + 12, fit(role, 212, 12), "muted", 12)
-                sheet.text(552, middle - 4, fit(e.quantity.text, 165, 13, True), tone, 13, bold=True)
-                sheet.text(552, middle + 12, fit(e.quantity.range, 168, 12), "muted", 12)
+                sheet.text(552, middle - 4, fit(e.deciding.text, 165, 13, True), tone, 13, bold=True)
+                sheet.text(552, middle + 12, fit(e.deciding.range, 168, 12), "muted", 12)
             else:
                 at = y + 13
                 if several:
                     sheet.text(0, at, fit(e.contrast, width, 12), "muted", 12)
                     at += 16
-                sheet.text(0, at, e.quantity.text, tone, 13, bold=True)
-                used = text_width(e.quantity.text, 13, True) + 10
-                sheet.text(used, at, fit(e.quantity.range, width - used, 12), "muted", 12)
+                sheet.text(0, at, e.deciding.text, tone, 13, bold=True)
+                used = text_width(e.deciding.text, 13, True) + 10
+                sheet.text(used, at, fit(e.deciding.range, width - used, 12), "muted", 12)
                 middle = at + 18 + extra
                 step = middle - y + 16
             for place, label in marked:
                 sheet.line(place, middle - 12, place, middle + 12, _line_colour(label), 1.5, (3, 3))
             sheet.line(zero, middle - (24 if wide else 12), zero, middle + (22 if wide else 12), "zero", layer="back")
-            q = e.quantity
+            q, whole = e.quantity, e.deciding
+            sheet.line(zero + whole.low * scale, middle, zero + whole.high * scale, middle, tone, 1.5, layer="back")
             sheet.box(zero + q.low * scale, middle - 3.5, zero + q.high * scale, middle + 3.5, f"{tone}-band")
-            for end in (q.low, q.high):
+            for end in (whole.low, whole.high):
                 sheet.line(zero + end * scale, middle - 6.5, zero + end * scale, middle + 6.5, tone, 1.5)
             if q.inner is not None:
                 sheet.box(zero + q.inner[0] * scale, middle - 3.5, zero + q.inner[1] * scale, middle + 3.5, tone)

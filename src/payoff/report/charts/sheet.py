@@ -6,6 +6,7 @@ import math
 import re
 import unicodedata
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from xml.etree import ElementTree
@@ -117,6 +118,14 @@ class Sheet:
         align: str = "left",
     ) -> None:
         self._add(("text", size, bold, align), {"x": x, "y": y, "t": text, "c": PALETTE[colour]})
+
+    def below(self, other: Sheet, gap: float = 10.0) -> None:
+        """``other`` drawn under this sheet."""
+        down = self.height + gap
+        for style, rows in other.marks.items():
+            for row in rows:
+                self._add(style, {k: v + down if k in ("y", "y2") else v for k, v in row.items()})
+        self.height = down + other.height
 
     def svg(self, title: str, description: str) -> str:
         import altair as alt
@@ -245,6 +254,26 @@ def _slim(svg: str, width: int, height: int, title: str, description: str) -> st
 
 def both(title: str, description: str, draw: Any) -> Chart:
     return Chart(title, description, draw(WIDE).svg(title, description), draw(NARROW).svg(title, description))
+
+
+def stacked(charts: Sequence[Chart]) -> str:
+    """Several charts as one image, each under its title: for a place that has no headings of its own."""
+    out = ElementTree.Element("svg", {"xmlns": SVG, "role": "img", "font-family": FONT})
+    y = 0
+    for chart in charts:
+        inner = ElementTree.fromstring(chart.wide)
+        for node in inner.iter():
+            node.tag = node.tag.removeprefix(f"{{{SVG}}}")
+        y += 26
+        heading = {"x": "0", "y": str(y - 8), "font-size": "14px", "font-weight": "bold", "fill": PALETTE["ink"]}
+        ElementTree.SubElement(out, "text", heading).text = fit(chart.title, WIDE, 14, True)
+        inner.set("y", str(y))
+        out.append(inner)
+        y += int(inner.get("height", "0")) + 14
+    out.set("viewBox", f"0 0 {WIDE} {y}")
+    out.set("width", str(WIDE))
+    out.set("height", str(y))
+    return ElementTree.tostring(out, encoding="unicode")
 
 
 def ticks(low: float, high: float, most: int) -> list[float]:

@@ -46,6 +46,7 @@ from payoff.report.figures.reading import (
     RefusalLine,
     State,
     sentence,
+    uncapital,
 )
 
 __all__ = [
@@ -92,4 +93,5 @@ __all__ = [
     "build",
     "of_result",
     "sentence",
+    "uncapital",
 ]
