@@ -353,20 +353,20 @@ class Baseline:
 
 
 def power_at(
-    effect: float, total: float, baseline: Baseline, shares: tuple[float, float], asks: Question, wanted: float
+    effect: float, total: float, baseline: Baseline, shares: tuple[float, float], q: Question, wanted: float
 ) -> float:
     """The chance to find ``effect`` with ``total`` observations over all arms; ``shares`` of them are (treatment, control)."""
-    v_t = baseline.variance if asks.sides == 1 else baseline.moved(effect)
-    return asks.chance(effect, v_t, total * shares[0], baseline.variance, total * shares[1], wanted)
+    v_t = baseline.variance if q.sides == 1 else baseline.moved(effect)
+    return q.chance(effect, v_t, total * shares[0], baseline.variance, total * shares[1], wanted)
 
 
-def observations(effect: float, baseline: Baseline, shares: tuple[float, float], asks: Question, power: float) -> float:
+def observations(effect: float, baseline: Baseline, shares: tuple[float, float], q: Question, power: float) -> float:
     """The observations over all arms that find ``effect`` with chance ``power``; not rounded. Raises ValueError."""
     if not (math.isfinite(effect) and effect > 0):
         raise ValueError(f"the effect to find must be above zero, not {effect}")
 
     def surplus(log_total: float) -> float:
-        return power_at(effect, math.exp(log_total), baseline, shares, asks, power) - power
+        return power_at(effect, math.exp(log_total), baseline, shares, q, power) - power
 
     low = math.log(2.000001 / min(shares))
     high = low
@@ -377,15 +377,13 @@ def observations(effect: float, baseline: Baseline, shares: tuple[float, float],
     return math.exp(high if high == low else float(optimize.brentq(surplus, low, high, xtol=1e-13)))
 
 
-def smallest(
-    total: float, baseline: Baseline, shares: tuple[float, float], asks: Question, power: float
-) -> float | None:
+def smallest(total: float, baseline: Baseline, shares: tuple[float, float], q: Question, power: float) -> float | None:
     """The smallest effect found with chance ``power`` with ``total`` observations; None where none that can exist would be."""
     if total * min(shares) < 2:
         return None
 
     def surplus(effect: float) -> float:
-        return power_at(effect, total, baseline, shares, asks, power) - power
+        return power_at(effect, total, baseline, shares, q, power) - power
 
     most = baseline.room * (1 - 1e-9)
     high = min(most, math.sqrt(baseline.variance / total * (1 / shares[0] + 1 / shares[1])))
@@ -631,19 +629,19 @@ class _Planner:
         baseline = replace(plain, variance=level.unit_variance * (1 - r2))
         guardrail = use.part == "guardrail" and use.metric.margin is not None
         questions = self.questions if use.name in self.deciding else 1
-        asks = Question.of(self.stop, design.alpha, questions, 1 if guardrail else 2)
+        q = Question.of(self.stop, design.alpha, questions, 1 if guardrail else 2)
         assigned = self._assigned_per_observation(use, level, numbers)
         margin = use.metric.margin if guardrail else None
         effect = margin if margin is not None else self._effect(use, level, baseline, first)
         asked = None
         if effect is not None:
-            asked = self._size(use, effect, baseline, plain, asks, assigned)
-        steps = self._steps(use, baseline, asks, assigned)
+            asked = self._size(use, effect, baseline, plain, q, assigned)
+        steps = self._steps(use, baseline, q, assigned)
         planned, chance = None, None
         if self.stop is not None and self.stop.n is not None:
-            planned = self._step(None, self.stop.n, baseline, asks, assigned)
+            planned = self._step(None, self.stop.n, baseline, q, assigned)
             if effect is not None:
-                chance = self._chance(effect, self.stop.n / assigned, baseline, asks)
+                chance = self._chance(effect, self.stop.n / assigned, baseline, q)
         n = numbers.quantiles[ARM].n if ARM in numbers.quantiles else numbers.units.get(ARM, level.n)
         low, high = level.interval(design.level)
         if use.part == "guardrail" and use.metric.margin is None:
@@ -662,7 +660,7 @@ class _Planner:
             unit=unit_of(use.metric, design.currency, design.entity),
             question="non-inferiority" if guardrail else "difference",
             margin=margin,
-            alpha=asks.alpha,
+            alpha=q.alpha,
             questions=questions,
             window_days=None if use.window is None else use.window / _DAY,
             value=level.value,
@@ -785,14 +783,14 @@ class _Planner:
             raise UsageError(f"{formats.human(use.name)}: {error}; ask for another effect") from None
 
     def _size(
-        self, use: MetricUse, effect: float, baseline: Baseline, plain: Baseline, asks: Question, assigned: float
+        self, use: MetricUse, effect: float, baseline: Baseline, plain: Baseline, q: Question, assigned: float
     ) -> Size:
         def by_arm(b: Baseline, t: Question) -> dict[str, int]:
             total = observations(effect, b, self.shares, t, self.ask.power) * assigned
             # the root's own error must not round a whole number up
             return {arm: math.ceil(total * share * (1 - 1e-12)) for arm, share in self.arms.items()}
 
-        arms = by_arm(baseline, asks)
+        arms = by_arm(baseline, q)
         units = sum(arms.values())
         clusters = math.ceil(units / self._each) if self.clustered else None
         days, extrapolated = self._days(units)
@@ -807,8 +805,8 @@ class _Planner:
             weeks=None if days is None else (days + window / _DAY) / 7,
             extrapolated=extrapolated,
             no_weeks=self._no_weeks(days),
-            plain_units=sum(by_arm(plain, asks).values()),
-            fixed_units=sum(by_arm(baseline, replace(asks, rule="fixed")).values()),
+            plain_units=sum(by_arm(plain, q).values()),
+            fixed_units=sum(by_arm(baseline, replace(q, rule="fixed")).values()),
         )
 
     def _counts(self) -> tuple[int, ...]:
@@ -828,30 +826,30 @@ class _Planner:
             return f"'{self.found.source}' has no time, so it does not tell how many units a week brings"
         return "no new unit came in the last week recorded, so that many would never come"
 
-    def _steps(self, use: MetricUse, baseline: Baseline, asks: Question, assigned: float) -> tuple[Step, ...]:
+    def _steps(self, use: MetricUse, baseline: Baseline, q: Question, assigned: float) -> tuple[Step, ...]:
         counts = self._counts()
         if not counts:
-            return (self._step(None, self.exposed, baseline, asks, assigned),)
+            return (self._step(None, self.exposed, baseline, q, assigned),)
         out = []
         for week in range(1, max(WEEKS, self.ask.weeks or 0) + 1):
             came, extrapolated = arrived(counts, 7 * week)
-            step = self._step(week, math.floor(came * self._each), baseline, asks, assigned)
+            step = self._step(week, math.floor(came * self._each), baseline, q, assigned)
             out.append(replace(step, extrapolated=extrapolated))
         return tuple(out)
 
-    def _step(self, week: int | None, units: int, baseline: Baseline, asks: Question, assigned: float) -> Step:
-        mde = smallest(units / assigned, baseline, self.shares, asks, self.ask.power)
+    def _step(self, week: int | None, units: int, baseline: Baseline, q: Question, assigned: float) -> Step:
+        mde = smallest(units / assigned, baseline, self.shares, q, self.ask.power)
         relative = None if mde is None or baseline.value <= 0 else mde / baseline.value
         return Step(week, units, mde, relative)
 
-    def _chance(self, effect: float, total: float, baseline: Baseline, asks: Question) -> float | None:
+    def _chance(self, effect: float, total: float, baseline: Baseline, q: Question) -> float | None:
         """The chance that the declared number of units finds ``effect``; None where it is too few for two an arm."""
         if total * min(self.shares) < 2:
             return None
-        if asks.rule != "group_sequential" or asks.sides == 1:
-            return power_at(effect, total, baseline, self.shares, asks, self.ask.power)
+        if q.rule != "group_sequential" or q.sides == 1:
+            return power_at(effect, total, baseline, self.shares, q, self.ask.power)
         se = math.sqrt(baseline.moved(effect) / (total * self.shares[0]) + baseline.variance / (total * self.shares[1]))
-        return sequential_power(effect / se, _boundaries(asks.looks, asks.alpha, asks.spending))
+        return sequential_power(effect / se, _boundaries(q.looks, q.alpha, q.spending))
 
     # ---------------------------------------------------------------- words
 
@@ -999,6 +997,8 @@ def days_until(counts: Sequence[int], wanted: float) -> tuple[float | None, bool
     """The inverse of `arrived`: None where that many never come."""
     if not counts:
         return None, False
+    if wanted <= 0:
+        return 0.0, False
     if wanted > counts[-1]:
         rate = _rate(counts)
         return (None, True) if rate <= 0 else (len(counts) + (wanted - counts[-1]) / rate, True)
