@@ -300,7 +300,7 @@ class ExperimentMethod:
                     n={arm: r.units[arm], control: r.units[control]},
                     level=design.level,
                 )
-                quantile = r.use.metric.kind == "quantile"
+                quantile = r.quantile
                 n = r.count(arm)
                 estimates.append(
                     estimate(
@@ -427,25 +427,25 @@ def _correlations(
             share = shared / (r.differences[arm].se * r.differences[other].se)
             out[(r.use.name, f"{arm} vs {control}"), (r.use.name, f"{other} vs {control}")] = min(1.0, max(-1.0, share))
     for (a, b), joint in data.crosses.items():
-        if a not in by_name or b not in by_name:
-            continue
-        if not (by_name[a].levels[control].weights and by_name[b].levels[control].weights):
+        if a not in by_name or b not in by_name or by_name[a].quantile or by_name[b].quantile:
             continue  # a quantile has no linear form, so what it shares with another metric is not known
         for arm, other in product(by_name[a].differences, by_name[b].differences):
-            same = (arm, control) if arm == other else (control,)
-            shared_arms = [
-                (
-                    _whole(by_name[a].levels[x], data.metrics[a].moments[x].k),
-                    _whole(by_name[b].levels[x], data.metrics[b].moments[x].k),
-                    joint[x],
-                )
-                for x in same
-            ]
+            one, two = _parts(data, by_name[a], arm, control), _parts(data, by_name[b], other, control)
+            shared_arms = [(one[x], two[x], joint[x]) for x in one if x in two and x in joint]
             value = compare.difference_correlation(
-                by_name[a].differences[arm], by_name[b].differences[other], shared_arms
+                by_name[a].linear(arm, control), by_name[b].linear(other, control), shared_arms
             )
             out[(a, f"{arm} vs {control}"), (b, f"{other} vs {control}")] = value
     return out
+
+
+def _parts(data: ArmsData, r: Reading, arm: str, control: str) -> Mapping[str, compare.Level]:
+    """Each arm's part in a difference, as linear in all columns of its Moments. Adjusted, every arm has one: the pooled
+    means are all units'. Post-stratified levels are not linear, so the plain ones stand in for them."""
+    if r.adjusted is not None and r.adjusted.pull:
+        return r.adjusted.parts(arm, control)
+    columns = data.metrics[r.use.name].moments
+    return {x: _whole(r.plain[x], columns[x].k) for x in (arm, control)}
 
 
 def _whole(level: compare.Level, k: int) -> compare.Level:

@@ -122,8 +122,15 @@ class Reading:
         """The sampling covariance of two arms' levels: zero unless adjustment made them share a mean."""
         return self.covariance.get((arm, other), 0.0)
 
-    def n(self, arm: str, control: str) -> int:
-        return self.units[arm] + self.units[control]
+    @property
+    def quantile(self) -> bool:
+        return self.use.metric.kind == "quantile"
+
+    def linear(self, arm: str, control: str) -> compare.Difference:
+        """The difference whose linear form is known: the reported one, or the plain one after post-stratification."""
+        if self.adjusted is not None and not self.adjusted.pull:
+            return compare.difference(self.plain[arm], self.plain[control])
+        return self.differences[arm]
 
     def interval(self, arm: str, level: float) -> tuple[float, float]:
         """The interval of a difference under the experiment's stopping rule."""

@@ -401,7 +401,8 @@ def smallest(total: float, baseline: Baseline, shares: tuple[float, float], q: Q
 class Step:
     """What can be found with ``units`` units, those of ``week`` weeks of exposure (None where weeks are not known).
 
-    ``mde`` is the size of the smallest effect, ``relative`` the same over the baseline; None where there is none.
+    ``mde`` is the size of the smallest effect found (of a guardrail: the smallest margin beyond which harm is excluded),
+    ``relative`` the same over the baseline; None where there is none.
     """
 
     week: int | None
@@ -561,9 +562,9 @@ class _Planner:
         self.clusters = data.cluster.clusters.get(ARM, 0) if data.cluster is not None else 0
         seen = self.exposed + data.untriggered.get(ARM, 0)
         self.triggered = self.exposed / seen if seen else 1.0
-        self.noun = f"{formats.human(design.entity)}{'-periods' if experiment.period is not None else 's'}"
+        self.noun = f"{formats.human(design.entity)}{'-period' if experiment.period is not None else ''}s"
         deciding = [u for u in design.metrics if u.part == "primary" and u.metric.role != "vanity"]
-        self.questions = max(1, len(deciding) * (len(self.arms) - 1)) if deciding else len(self.arms) - 1
+        self.questions = len(deciding) * (len(self.arms) - 1) if deciding else 1
         self.deciding = {u.name for u in deciding} or {u.name for u in design.primaries}
 
     def plan(self, notes: tuple[str, ...], sql: tuple[tuple[str, str], ...]) -> Plan:
@@ -934,6 +935,11 @@ class _Planner:
             notes.append(
                 f"There are {self.questions} primary questions ({metrics}, {len(self.arms) - 1} against control): each is planned at"
                 f" {design.alpha / self.questions:.3g}, the first step of Holm's correction."
+            )
+        others = [u for u in design.metrics if u.part == "secondary" and u.name not in self.deciding]
+        if len(others) * (len(self.arms) - 1) > 1:
+            notes.append(
+                "Secondary metrics are planned one by one; Benjamini and Hochberg's correction over them asks for somewhat more."
             )
         if stop is not None and stop.rule == "always_valid":
             notes.append(
