@@ -683,7 +683,7 @@ class Project:
                 catalog,
                 places,
                 design.entity,
-                [s for s in involved if s != design.source],
+                involved,
                 span_us=round(ask.history / timedelta(microseconds=1)),
                 horizon_us=max((m.horizon_us or 0 for m in wanted.metrics), default=0),
                 until_us=None if design.experiment.starts is None else to_us(design.experiment.starts, design.zone),

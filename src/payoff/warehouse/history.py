@@ -81,7 +81,9 @@ def arrivals(
     seen: list[tuple[int, ...]] = []
     texts: list[tuple[str, str]] = []
     for kind in (entity, *([cluster] if cluster is not None else [])):
-        ids: list[exp.Expr] = [exp.alias_(view.unit(kind), "unit")]
+        unnamed = kind == entity and view.unit_text(kind) is None  # one row a unit: its number will do
+        unit: exp.Expr = fragment("row_number() OVER ()") if unnamed else view.unit(kind)
+        ids: list[exp.Expr] = [exp.alias_(unit, "unit")]
         if period_us is not None and kind == entity:
             ids.append(exp.alias_(fragment("$t // $p", t=exp.paren(view.clock.us.copy()), p=period_us), "period"))
         query = sql(
