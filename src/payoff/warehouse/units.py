@@ -518,10 +518,10 @@ class Units:
             parts.add(f"var_v{i}_0", fragment("var_samp($v)", v=capped))
         plain = [_without_covariates(m) for m in metrics]
         query = sql(
-            "SELECT arm, $parts FROM entering, limits GROUP BY arm ORDER BY arm",
+            "SELECT arm, $parts FROM entering, (SELECT $limits FROM entering) AS limits GROUP BY arm ORDER BY arm",
             parts=parts.listed(),
             entering=self._entering(plain, facts, (), kept),
-            limits=sql("SELECT $limits FROM entering", limits=limits.listed()),
+            limits=limits.listed(),
         )
         return self._step("capped moments", "what a cap would do to a heavy tail", query)
 
