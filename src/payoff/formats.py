@@ -119,6 +119,12 @@ def _place(scaled: float, scale: _Scale, decimals: int, signed: bool) -> str:
     return f"{sign}{scale.prefix}{abs(rounded):,.{shown}f}{scale.suffix}"
 
 
+def _decimals(half: float, scale: _Scale) -> int:
+    """Two significant digits of the half-width. Money that has one decimal has two: a cent that is shown is not made up."""
+    decimals = min(1 - math.floor(math.log10(half)), 12)
+    return 2 if decimals == 1 and scale.money and not scale.suffix else decimals
+
+
 def _side(x: float, line: float) -> int:
     return (x > line) - (x < line)
 
@@ -144,7 +150,7 @@ def written(
         return Written(text, text, text, text)
     scale = _scale(what, change, max(abs(x) for x in numbers))
     half = abs(high - low) / 2 * scale.factor
-    decimals = min(1 - math.floor(math.log10(half)), 12) if half > 0 else 6
+    decimals = _decimals(half, scale) if half > 0 else 6
     lines = [0.0, *(line * scale.factor for line in against)]
     # The estimate's own side of zero says something only where the whole interval lies there.
     kept = (lines if low * high > 0 else [], lines, lines)
@@ -166,8 +172,9 @@ def alike(x: float, low: float, high: float, what: Unit) -> str:
     half = abs(high - low) / 2 * scale.factor
     if half == 0:
         return rounded(x, what)
-    decimals = min(1 - math.floor(math.log10(half)), 12)
-    return _place(x * scale.factor, scale, _faithful(x * scale.factor, decimals, [0.0]), False) + scale.tail
+    return (
+        _place(x * scale.factor, scale, _faithful(x * scale.factor, _decimals(half, scale), [0.0]), False) + scale.tail
+    )
 
 
 def exact(value: float, what: Unit, *, change: bool = False) -> str:

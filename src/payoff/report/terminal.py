@@ -12,7 +12,21 @@ from rich.table import Table
 from rich.text import Text
 
 from payoff import formats
-from payoff.report.figures import ClaimFigures, Effect, Figures, Quantity, RefusalLine, Section, State, build
+from payoff.report.figures import (
+    ClaimFigures,
+    Effect,
+    Figures,
+    Looks,
+    PeekingLook,
+    Programme,
+    Quantity,
+    RefusalLine,
+    Section,
+    SegmentsLook,
+    State,
+    build,
+    sentence,
+)
 
 _STYLES = {"strong": "bold blue", "good": "green", "quiet": "", "warn": "yellow", "bad": "bold red", "off": "dim"}
 _WIDEST = 100
@@ -172,10 +186,18 @@ class _Printer:
         self._line(s.standing, 2)
         if s.withheld:
             self._line("Do not use the figures below.", 2, "bold red")
+        for alarm in s.looks.alarms:
+            self._line(f"Before the overall figure is read: {sentence(alarm.sentence)}", 2, "bold red")
         for effect in s.effects:
             self._effect(effect, s.withheld)
+        if s.programme is not None:
+            self._programme(s.programme)
         if not self.brief:
             self._arms(s)
+            self._looks(s.looks)
+        elif s.looks.peeking is not None and s.looks.peeking.state.key == "warn":
+            self._peeking(s.looks.peeking)
+        self._list("What would overturn this", s.looks.overturn, 2)
         checks = [c for c in s.checks if not self.brief or c.state.key in ("fail", "warn")]
         if checks:
             self._space()
@@ -206,10 +228,14 @@ class _Printer:
             2,
         )
         self._line(e.contrast, 4)
-        self._put(self._interval(e.quantity, style), 4)
+        self._put(self._interval(e.deciding, style), 4)
+        if e.adjusted is not None:
+            self._line(f"{e.family}; read alone {e.quantity.text} ({e.quantity.range})", 4)
         if e.relative is not None:
             self._line(f"relative {e.relative.text} ({e.relative.range})", 4)
-        facts = [] if withheld else [e.p_value if e.p_value != "not defined" else "no p-value is defined"]
+        facts = [] if withheld else [e.test if e.test != "not defined" else "no p-value is defined"]
+        if e.adjusted is not None and not withheld:
+            facts[0] += f" corrected, {e.p_value} alone"
         facts.append(f"{e.n_text} units")
         if e.margin_text:
             facts.append(f"margin of harm {e.margin_text}")
@@ -222,6 +248,112 @@ class _Printer:
 
     def _interval(self, q: Quantity, style: str) -> Text:
         return Text.assemble(self._text(q.text, f"bold {style}".strip()), self._text(f"  {q.interval_name} {q.range}"))
+
+    # ---------------------------------------------------------------- the closer looks
+
+    def _part(self, title: str, said: Iterable[str], lines: Iterable[str]) -> None:
+        self._space()
+        self._line(title, 2, "bold")
+        for words in said:
+            self._line(sentence(words), 2)
+        for line in lines:
+            self._hanging("\u00b7", line, 4)
+
+    def _looks(self, k: Looks) -> None:
+        if k.precision:
+            lines = [
+                f"{p.label}, {p.contrast}: {p.adjusted.full} adjusted ({p.by}), {p.plain.text} ({p.plain.range}) not adjusted"
+                for p in k.precision
+            ]
+            self._part("Precision", (p.sentence for p in k.precision), lines)
+        for s in k.segments:
+            self._segments(s)
+        for t in k.over_time:
+            what = "so far" if t.calendar else "by days since exposure"
+            points = [f"{p.label}: {p.quantity.text} ({p.quantity.range})" for p in t.points]
+            name = f"Intervals: {t.points[0].quantity.interval_name}"
+            notes = [note for note in (f"Trend: {t.trend}" if t.trend else "", name, t.left_out_text) if note]
+            self._part(f"{t.label} {what}, {t.contrast}", (t.sentence, *notes), points)
+        for d in k.cannibalisation:
+            named = [("Gained on the treated path", d.gained), ("All other paths", d.others), ("Net", d.net)]
+            named += [("Would have happened anyway", d.anyway)] if d.anyway is not None else []
+            named += [(path.name, path.quantity) for path in d.paths]
+            said = [d.sentence] if d.anyway is not None else [d.sentence, f"Not told: {d.reason}"]
+            self._part(
+                f"What was gained, and what others lost, {d.contrast}",
+                said,
+                (f"{name}: {q.text} ({q.range})" for name, q in named),
+            )
+        if k.interactions:
+            lines = [
+                f"{i.other} ({i.other_contrast}), {i.label}: "
+                + (f"{i.quantity.full}; {i.test}" if i.quantity is not None else "no figure")
+                + f"; assignments: {i.assignment}; {i.both} units are in both"
+                for i in k.interactions
+            ]
+            self._part("Other experiments on the same units", (i.sentence for i in k.interactions), lines)
+        if k.bayes:
+            lines = [
+                f"{b.label}, {b.contrast}: {b.lift.full}; chance to beat control {b.chance}; expected loss {b.loss}; prior {b.prior}"
+                for b in k.bayes
+            ]
+            self._part("Bayesian reading, apart from the rest", (b.sentence for b in k.bayes), lines)
+        if k.diluted:
+            lines = [
+                f"{x.label}, {x.contrast}: {x.quantity.full}; {x.share.text} ({x.share.range}) triggered"
+                for x in k.diluted
+            ]
+            self._part("The effect on everyone assigned", (x.sentence for x in k.diluted), lines)
+        if k.capping:
+            lines = [
+                f"{c.label}, {c.contrast}: {c.plain.full} as it is, {c.capped.text} ({c.capped.range}) with a cap at {c.cap}"
+                for c in k.capping
+            ]
+            self._part("Heavy tails", (c.sentence for c in k.capping), lines)
+        if k.kept_back:
+            self._space()
+            self._line("Closer looks that would conclude something are not shown while a check fails.", 2)
+        if k.peeking is not None:
+            self._peeking(k.peeking)
+
+    def _segments(self, s: SegmentsLook) -> None:
+        lines = []
+        for row in s.rows:
+            if row.quantity is None:
+                lines.append(f"{row.name}: no figure; {row.reason}")
+                continue
+            pooled = f"; pooled {row.pooled.text} ({row.pooled.range})" if row.pooled is not None else ""
+            lines.append(
+                f"{row.state.shape} {row.name} ({row.n} units): {row.quantity.text} ({row.quantity.range}), {row.state.label};"
+                f" {row.p_value} corrected, {row.raw_p_value} alone{pooled}"
+            )
+        notes = [f"Do the classes differ? {formats.capital(s.interaction)}, corrected over attributes; {s.spread}"]
+        if s.flip != "none":
+            notes.append(f"Are some helped and some harmed? Gail and Simon's test: {s.flip_test}")
+        if s.read and s.read[0].quantity is not None:
+            notes.append(f"Intervals: {s.read[0].quantity.interval_name}")
+        self._part(f"{s.label} by {s.attribute}, {s.contrast}", (s.sentence, *notes), lines)
+
+    def _peeking(self, p: PeekingLook) -> None:
+        notes = [f"{p.state.shape} {p.sentence}", f"Stopping rule: {p.rule}"]
+        if p.information:
+            notes.append(f"{p.information} of the planned units are in")
+        if p.state.key == "warn":
+            notes.append(f"Chance of a false finding at {p.times} looks: {p.error_text}; at one: {p.alpha_text}")
+        looks = [f"{x.at}, by {x.by}: {x.units_text} units, data to {x.as_of}" for x in p.looks]
+        self._part("Who looked when", notes, () if self.brief or len(looks) < 2 else looks)
+
+    def _programme(self, p: Programme) -> None:
+        lines = [
+            f"{m.label}, {m.contrast}: {m.raw.full}"
+            + (f"; shrunk {m.shrunk.text} ({m.shrunk.range})" if m.shrunk else "")
+            for m in p.members
+        ]
+        if lines:
+            self._part(f"{p.metric}, experiment by experiment", (), lines)
+        totals = [f"{t.label}: {t.quantity.full}" for t in (*p.totals, *p.others)]
+        if totals:
+            self._part("Together", (), totals)
 
     def _arms(self, s: Section) -> None:
         if not s.arms:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from payoff.report.charts.sheet import WIDE, Sheet, fit, text_width
+from payoff.report.charts.sheet import WIDE, Sheet, fit, fit_range, text_width
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ def bars(rows: Sequence[Row], width: int, base: float, base_name: str, connect: 
             if row.note:
                 sheet.text(0, middle + 13, fit(row.note, 202, 12), "muted", 12)
             sheet.text(530, middle - 3, fit(row.text, 186, 13, True), row.tone, 13, bold=True)
-            sheet.text(530, middle + 13, fit(row.spread, 188, 12), "muted", 12)
+            sheet.text(530, middle + 13, fit_range(row.text, row.spread, 188, 12), "muted", 12)
         else:
             room = width - text_width(row.text, 13, True) - 10
             sheet.text(0, y + 13, fit(row.name, room, 13, True), bold=True)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 
 from payoff import formats
-from payoff.report.charts.sheet import WIDE, Chart, Sheet, both, fit, text_width
+from payoff.report.charts.sheet import WIDE, Chart, Sheet, both, fit, fit_range, text_width
 from payoff.report.figures import Effect, Section
 
 
@@ -83,7 +83,7 @@ def _draw_effects(rows: Sequence[Effect], width: int) -> Sheet:
                     sheet.text(0, middle - 4, fit(e.label, 212, 13, True), bold=True)
                     sheet.text(0, middle + 12, fit(role, 212, 12), "muted", 12)
                 sheet.text(552, middle - 4, fit(e.deciding.text, 165, 13, True), tone, 13, bold=True)
-                sheet.text(552, middle + 12, fit(e.deciding.range, 168, 12), "muted", 12)
+                sheet.text(552, middle + 12, fit_range(e.deciding.text, e.deciding.range, 168, 12), "muted", 12)
             else:
                 at = y + 13
                 if several:
@@ -91,7 +91,7 @@ def _draw_effects(rows: Sequence[Effect], width: int) -> Sheet:
                     at += 16
                 sheet.text(0, at, e.deciding.text, tone, 13, bold=True)
                 used = text_width(e.deciding.text, 13, True) + 10
-                sheet.text(used, at, fit(e.deciding.range, width - used, 12), "muted", 12)
+                sheet.text(used, at, fit_range(e.deciding.text, e.deciding.range, width - used, 12), "muted", 12)
                 middle = at + 18 + extra
                 step = middle - y + 16
             for place, label in marked:

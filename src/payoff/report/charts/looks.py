@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from payoff import formats
 from payoff.report.charts.bars import Row, bars
-from payoff.report.charts.sheet import WIDE, Chart, Sheet, both, fit, text_width, ticks
+from payoff.report.charts.sheet import WIDE, Chart, Sheet, both, fit, fit_range, text_width, ticks
 from payoff.report.figures import (
     DisplacementLook,
     PeekingLook,
@@ -101,7 +101,7 @@ def _words(sheet: Sheet, line: _Line, y: float, width: int) -> tuple[float, floa
             sheet.text(0, middle + 13, fit(line.note, 212, 12), "muted", 12)
         sheet.text(552, middle - 3 if spread else middle + 4, fit(text, 165, 13, True), line.tone, 13, bold=True)
         if spread:
-            sheet.text(552, middle + 13, fit(spread, 168, 12), "muted", 12)
+            sheet.text(552, middle + 13, fit_range(text, spread, 168, 12), "muted", 12)
         return middle, 42.0 + extra
     room = width - text_width(text, 13, True) - 10
     sheet.text(0, y + 13, fit(line.name, room, 13, True), bold=True)
@@ -115,7 +115,7 @@ def _words(sheet: Sheet, line: _Line, y: float, width: int) -> tuple[float, floa
         sheet.text(0, at, fit(note, width, 12), "muted", 12)
     if line.quantity is None:
         return at, at - y + 14
-    return at + 18, at + 18 - y + 16 + extra
+    return at + 18, at + 18 - y + 22 + extra
 
 
 def _tone(quantity: Quantity, direction: str = "up") -> str:
@@ -175,7 +175,7 @@ def _tone_of_zero(quantity: Quantity) -> str:
 
 def programme(found: Programme) -> Chart:
     """Each experiment raw and shrunk; the totals and the holdout, on a scale of their own."""
-    members = [_Line(m.label, f"{m.n} units", _tone_of_zero(m.shrunk or m.raw), m.raw, m.shrunk) for m in found.members]
+    members = [_Line(m.label, m.contrast, _tone_of_zero(m.shrunk or m.raw), m.raw, m.shrunk) for m in found.members]
     totals = [_Line(t.label, "", _tone_of_zero(t.quantity), t.quantity) for t in found.totals]
     groups = [_Group("Experiments", members)] if members else []
     groups += [_Group("Together", totals)] if totals else []
@@ -273,8 +273,8 @@ def cannibalisation(look: DisplacementLook) -> Chart:
 def peeking(look: PeekingLook) -> Chart:
     """The units at each look; under a fixed rule, what so many looks do to the chance of a false finding."""
     units = [
-        Row(f"Look {k}", f"{x.at}, {x.by}", f"{x.units_text} units", f"data to {x.as_of}", 0.0, x.units, "quiet")
-        for k, x in enumerate(look.looks, 1)
+        Row(formats.capital(x.at), x.by, f"{x.units_text} units", f"data to {x.as_of}", 0.0, x.units, "quiet")
+        for x in look.looks
     ]
     inflated = look.state.key == "warn"
     errors = [

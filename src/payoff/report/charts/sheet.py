@@ -8,6 +8,7 @@ import unicodedata
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import Any
 from xml.etree import ElementTree
 
@@ -75,6 +76,17 @@ def fit(text: str, width: float, size: float, bold: bool = False) -> str:
     while kept and text_width(kept + formats.ELLIPSIS, size, bold) > width:
         kept = kept[:-1]
     return kept.rstrip() + formats.ELLIPSIS
+
+
+def fit_range(text: str, span: str, width: float, size: float) -> str:
+    """The range ``span`` of the number ``text``; where there is no room, without the unit that both of them end in."""
+    if text_width(span, size) <= width:
+        return span
+    same = zip(reversed(text), reversed(span), strict=False)
+    cut = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], same))
+    tail = span[len(span) - cut :]
+    start = tail.find(" ")
+    return fit(span if start < 0 else span[: len(span) - cut + start], width, size)
 
 
 @dataclass(slots=True)

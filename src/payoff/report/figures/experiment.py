@@ -93,6 +93,14 @@ class Effect:
         return ROLES[self.role] + ("" if self.direction == "up" else ", lower is better")
 
     @property
+    def part(self) -> str:
+        """Its role, or the family of questions that it is one of."""
+        if not self.family:
+            return self.role_text
+        lead = "" if f" {ROLES[self.role]} " in self.family else f"{ROLES[self.role]}; "
+        return lead + self.family + ("" if self.direction == "up" else "; lower is better")
+
+    @property
     def n_text(self) -> str:
         return formats.count(self.n)
 
@@ -177,6 +185,12 @@ class Section:
         yield from self.looks.quantities()
         if self.programme is not None:
             yield from self.programme.quantities()
+
+    @property
+    def contrast(self) -> str:
+        """The one contrast of all effects, or nothing where there are several."""
+        contrasts = {effect.contrast for effect in self.effects}
+        return contrasts.pop() if len(contrasts) == 1 else ""
 
     @property
     def guardrails(self) -> tuple[Effect, ...]:

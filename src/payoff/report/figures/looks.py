@@ -290,6 +290,12 @@ def _units(node: Node) -> str:
     return formats.count(sum(int(n) for n in counts.values())) if counts else "not shown"
 
 
+def _spread(tau: float, what: Unit) -> str:
+    if tau == 0:
+        return "no spread of the true differences is seen beyond chance"
+    return f"the true differences are spread by about {formats.size(formats.rounded(tau, what, change=True))} (standard deviation)"
+
+
 @dataclass(frozen=True, slots=True)
 class _Reader:
     """What the intervals of one result are: their level and kind, and its alpha."""
@@ -346,7 +352,7 @@ class _Reader:
             direction=direction,
             rows=rows,
             interaction=f"chi-square {statistic} on {df} degree{'' if df == 1 else 's'} of freedom, {self.p(node, 'interaction_p')}",
-            spread=formats.size(formats.rounded(node.number("tau"), what, change=True)),
+            spread=_spread(node.number("tau"), what),
             flip=flip,
             flip_test=self.p(node, "flip_p"),
             sentence=_said(node),

@@ -24,6 +24,7 @@ class Member:
 
     name: str
     label: str
+    contrast: str
     raw: Quantity
     shrunk: Quantity | None
     n: str
@@ -92,7 +93,8 @@ def read_programme(result: Node) -> Programme:
         members=tuple(
             Member(
                 name=name,
-                label=isolate(formats.capital(human(short_name(name)))),
+                label=isolate(formats.capital(human(short_name(name.partition(": ")[0])))),
+                contrast=name.partition(": ")[2] or e.text("contrast"),
                 raw=read_quantity(e, read_unit(e), change=True),
                 shrunk=shrunk.get(name),
                 n=formats.count(sum(int(n) for n in e.node("n").data.values())),

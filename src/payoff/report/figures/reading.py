@@ -259,7 +259,7 @@ def anchor_of(kind: str, index: int) -> str:
 def short_name(name: str) -> str:
     """``experiments.first_name_subject`` as ``first_name_subject``."""
     head, _, tail = name.partition(".")
-    return tail if tail and head in ("experiments", "claims", "studies", "holdouts") else name
+    return tail if tail and head in ("experiments", "claims", "studies", "holdouts", "programmes") else name
 
 
 def contrast_words(contrast: str) -> str:
