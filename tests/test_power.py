@@ -582,6 +582,99 @@ def test_too_short_a_history_says_so(project: Project) -> None:
         early.experiments["x"].power()
 
 
+OTHERS = """
+    sources:
+      seen:   {table: visits, time: t, entity: {user: user_id}}
+      orders: {table: orders, time: t, entity: {user: user_id}}
+      absent: {table: absent, time: t, entity: {user: user_id}}
+    attributes:
+      account: {column: account_id, cuts: [30, 60]}
+    metrics:
+      revenue: {kind: sum, from: orders, column: amount, window: 7d}
+      p90:     {kind: quantile, from: orders, column: amount, q: 0.9, window: 7d}
+      back:    {kind: retention, to: {source: orders, where: amount > 9}, at: 2d, within: 2d}
+    experiments:
+      where:
+        assignment: {source: seen, where: user_id > 5000, variant: "'a'", control: a}
+        secondary: [revenue, p90, back]
+      trigger:
+        assignment: {source: seen, variant: "'a'", control: a}
+        primary: revenue
+        trigger: {source: orders, where: amount > 15}
+        adjust: {attributes: [account]}
+      strata:
+        assignment: {source: seen, variant: "'a'", control: a}
+        primary: revenue
+        adjust: {post_stratify: account}
+      regions:
+        type: switchback
+        assignment: {source: seen, variant: "'a'", control: a}
+        period: 2d
+        primary: revenue
+      later:
+        assignment: {source: absent, variant: "'a'", control: a}
+        primary: back
+"""
+
+
+@pytest.fixture(scope="module")
+def others(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    return make_project(tmp_path_factory.mktemp("others"), OTHERS, TABLES, "defaults: {entity: user}\n")
+
+
+def test_an_assignment_whose_where_has_no_rows_yet(others: Project) -> None:
+    plan = others.experiments["where"].power(lift="10%", history="2w")
+    assert plan.source == "seen"
+    assert any("without it" in note for note in plan.notes)
+    assert [m.metric for m in plan.metrics] == ["revenue", "p90", "back"]
+    assert all(m.asked is not None and m.asked.units > 0 for m in plan.metrics)
+    assert {m.questions for m in plan.metrics} == {1}
+    assert any("Benjamini and Hochberg" in note for note in plan.notes)
+
+
+def test_with_a_trigger_all_that_are_assigned_are_counted(others: Project) -> None:
+    plan = others.experiments["trigger"].power(mde=2, history="4w")
+    asked = plan.metrics[0].asked
+    assert asked is not None
+    share = float(next(n for n in plan.notes if "trigger" in n).split("%")[0]) / 100
+    assert 0.3 < share < 0.6
+    variance = plan.metrics[0].variance * (1 - plan.metrics[0].r2)
+    assert asked.units == pytest.approx(compare.required_n(2, variance, variance).total / share, rel=2e-3)
+
+
+def test_strata_explain_what_they_explain(others: Project) -> None:
+    metric = others.experiments["strata"].power(mde=2, history="4w").metrics[0]
+    assert metric.covariates == ("account",)
+    assert metric.asked is not None
+    assert 0 <= metric.r2 < 0.2
+    assert metric.asked.units == pytest.approx(metric.asked.plain_units * (1 - metric.r2), abs=3)
+
+
+def test_a_switchback_counts_periods_of_units(others: Project) -> None:
+    plan = others.experiments["regions"].power(mde=1, history="4w")
+    asked = plan.metrics[0].asked
+    assert asked is not None
+    assert "user-periods" in plan.sentence
+    assert plan.units > 5_000  # 1,000 users seen in most of 14 periods
+    assert asked.weeks is not None
+    assert asked.days is not None
+    assert asked.weeks == pytest.approx((asked.days + 2) / 7)
+
+
+def test_an_assignment_that_does_not_exist_yet_needs_a_source(others: Project) -> None:
+    with pytest.raises(DataError, match="source 'absent'"):
+        others.experiments["later"].power()
+    plan = others.experiments["later"].power(source="seen")
+    assert plan.source == "seen"
+    assert 0 < plan.metrics[0].value < 1
+
+
+def test_small_groups_are_not_shown(project: Project) -> None:
+    few = make_project(project.root.parent / "few", DEFINITIONS, TABLES, "defaults: {min_cell: 5000}\n")
+    with pytest.raises(DataError, match="only 1,000 units with a closed window"):
+        few.experiments["x"].power()
+
+
 def test_names_that_are_not_experiments(project: Project) -> None:
     with pytest.raises(UsageError, match="'y' is not an experiment"):
         project.power("y")

@@ -565,7 +565,9 @@ class _Planner:
         self.noun = f"{formats.human(design.entity)}{'-period' if experiment.period is not None else ''}s"
         deciding = [u for u in design.metrics if u.part == "primary" and u.metric.role != "vanity"]
         self.questions = len(deciding) * (len(self.arms) - 1) if deciding else 1
-        self.deciding = {u.name for u in deciding} or {u.name for u in design.primaries}
+        others = [u for u in design.metrics if u.part != "guardrail"]
+        self.first = (*deciding, *others, *design.metrics)[0]  # an effect is asked of what is to move
+        self.deciding = {u.name for u in deciding} or {self.first.name}
 
     def plan(self, notes: tuple[str, ...], sql: tuple[tuple[str, str], ...]) -> Plan:
         design = self.design
@@ -576,7 +578,7 @@ class _Planner:
                 " another source (--source)",
                 source=self.found.source,
             )
-        first = design.primaries[0]
+        first = self.first
         metrics: list[MetricPlan] = []
         refusals: list[Refusal] = []
         for use in [first, *(u for u in design.metrics if u.name != first.name)]:
@@ -652,6 +654,12 @@ class _Planner:
                 f"every row of '{self.found.source}' counts for it, and units are seen by such a row, so its level is that of"
                 " units that have one already; name a source in which units are seen whatever they do (--source)"
             )
+        shape = self._clusters(use, level)
+        if shape is not None and shape.design_effect < 1:
+            notes.append(
+                f"its design effect of {shape.design_effect:.3g} is below 1, as by chance where clusters matter little; do not"
+                " count on it"
+            )
         if n < _FEW:
             notes.append(f"its baseline and variance are estimates from {n} units, too few to plan well")
         drafted = MetricPlan(
@@ -671,7 +679,7 @@ class _Planner:
             variance=level.unit_variance,
             r2=r2,
             covariates=covariates,
-            clusters=self._clusters(use, level),
+            clusters=shape,
             asked=asked,
             planned=planned,
             planned_power=chance,
@@ -701,6 +709,8 @@ class _Planner:
         try:
             if wanted.post_stratify is not None:
                 classes = numbers.segments.get(wanted.post_stratify, {})
+                if not classes:
+                    return 0.0, (), []
                 strata = {c: {"a": arms[ARM], "b": arms[ARM]} for c, arms in classes.items() if ARM in arms}
                 kind: adjust.Kind = "ratio" if is_ratio(use.metric) or self.clustered else "mean"
                 r2 = adjust.post_stratified(strata, kind=kind, scale=scale_of(use)).r2["a"]
@@ -925,7 +935,15 @@ class _Planner:
         if self.arrivals is None:
             notes.append(f"There are no weeks: {self._no_weeks(None)}.")
         elif experiment.cluster is not None:
-            notes.append(f"A {formats.human(experiment.cluster)} is taken to have as many units as in history.")
+            notes.append(
+                f"{formats.capital(formats.human(experiment.cluster))}s are taken to have as many"
+                f" {formats.human(design.entity)}s each as in history."
+            )
+        if self.arrivals is not None and len(self.arrivals.units) < 7:
+            notes.append(f"Weeks rest on the rate of {len(self.arrivals.units)} days: less than one week was recorded.")
+        notes += [
+            f"Not adjusted for {p.name}: {p.refused}." for p in self.data.attributes.values() if p.refused is not None
+        ]
         if experiment.assignment.split is None:
             notes.append("No split is declared: two arms of equal size are assumed.")
         elif len(self.arms) > 2:
@@ -937,6 +955,10 @@ class _Planner:
                 f" {design.alpha / self.questions:.3g}, the first step of Holm's correction."
             )
         others = [u for u in design.metrics if u.part == "secondary" and u.name not in self.deciding]
+        if self.first.part == "guardrail" and (self.ask.mde is not None or self.ask.lift is not None):
+            notes.append(
+                "The effect asked for is that of a primary metric, and there is none: guardrails have their margins."
+            )
         if len(others) * (len(self.arms) - 1) > 1:
             notes.append(
                 "Secondary metrics are planned one by one; Benjamini and Hochberg's correction over them asks for somewhat more."
@@ -957,7 +979,14 @@ class _Planner:
                 " had."
             )
         if experiment.trigger is not None:
-            notes.append(f"{self.triggered:.1%} of units trigger; sizes count all that are assigned.")
+            notes.append(
+                f"{self.triggered:.1%} of units trigger in the time history had; sizes count all that are assigned."
+            )
+        named = experiment.assignment.source is not None and design.source == self.found.source
+        if named and experiment.assignment.where is not None and self.found.where is None:
+            notes.append(
+                f"No row before has the assignment's where, so units of all of '{design.source}' were taken without it."
+            )
         if design.source == self.found.source and experiment.starts is None and self.arrivals is not None:
             notes.append(
                 "The experiment has no starts, so exposures of its own in this source are taken for history, with its effect in"
