@@ -389,6 +389,7 @@ def test_what_cannot_be_asked() -> None:
         ({"lift": "much"}, "such as 5% or 0.05"),
         ({"lift": 5}, r"write 5% or 0.05, or 500% if you mean it"),
         ({"weeks": 0}, "from 1 to 520"),
+        ({"weeks": 2.5}, "from 1 to 520"),
         ({"power": 1.0}, "cannot be 1"),
         ({"power": 0.01}, "chance alone"),
         ({"history": "some"}, "such as 28d"),
@@ -546,6 +547,18 @@ def test_the_source_of_history_can_be_chosen_and_what_it_does_is_said(project: P
         project.experiments["x"].power(source="exposures")
 
 
+def test_a_primarys_own_source_comes_before_others_unless_being_seen_there_counts() -> None:
+    def order(metric: dict[str, Any]) -> list[str]:
+        design = make_design({}, metric)
+        return [c.source for c in planning.candidates(design, ["answers", "orders", "seen"], Ask.of(design))]
+
+    assert order(COUNT) == ["seen", "answers", "orders"]
+    assert order({**COUNT, "where": "amount > 1"}) == order(RATIO) == ["seen", "orders", "answers"]
+    assert [c.source for c in planning.candidates(d := make_design({}, COUNT), [], Ask.of(d, source="orders"))] == [
+        "orders"
+    ]
+
+
 def test_clusters_of_a_project(project: Project) -> None:
     plan = project.experiments["accounts"].power(lift=0.2)
     metric = plan.metrics[0]
@@ -673,6 +686,21 @@ def test_small_groups_are_not_shown(project: Project) -> None:
     few = make_project(project.root.parent / "few", DEFINITIONS, TABLES, "defaults: {min_cell: 5000}\n")
     with pytest.raises(DataError, match="only 1,000 units with a closed window"):
         few.experiments["x"].power()
+
+
+def test_nothing_after_the_start_is_history(project: Project) -> None:
+    begun = DEFINITIONS.replace("primary: revenue\n", "starts: 2026-02-15\n        primary: revenue\n", 1)
+    tables = f"""{TABLES}
+        INSERT INTO exposures SELECT user_id, account_id, t, 'new' FROM visits WHERE t >= '2026-02-15';
+        UPDATE orders SET amount = 1000 WHERE t >= '2026-02-15'"""
+    same = make_project(project.root.parent / "begun", begun, tables)
+    plan = same.experiments["x"].power(history="2w")
+    assert plan.source == "visits"
+    assert plan.ends is not None
+    assert "2026-02-07" <= plan.ends <= "2026-02-08T00:00:00Z"
+    assert plan.metrics[0].value < 100
+    with pytest.raises(DataError, match="'exposures' has no row of a user before the experiment starts"):
+        same.experiments["x"].power(source="exposures")
 
 
 def test_names_that_are_not_experiments(project: Project) -> None:

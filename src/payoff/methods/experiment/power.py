@@ -77,7 +77,7 @@ class Ask:
                 f"the smallest effect to find (mde) must be above zero, not {mde:g}; give its size, without a sign"
             )
         relative = None if lift is None else _lift(lift)
-        if weeks is not None and not 1 <= weeks <= _MOST_WEEKS:
+        if weeks is not None and not (weeks == int(weeks) and 1 <= weeks <= _MOST_WEEKS):
             raise UsageError(f"weeks is a whole number from 1 to {_MOST_WEEKS}, not {weeks}")
         wanted = power if power is not None else stop.power if stop is not None else 0.8
         if not design.alpha < wanted < 1:
@@ -135,11 +135,10 @@ def candidates(design: ExperimentDesign, measured: Sequence[str], ask: Ask) -> l
     found = [Candidate(design.source, where)]
     if where is not None:
         found.append(Candidate(design.source))
-    own = [s for s in measured if s != design.source]
-    return [
-        *found,
-        *(Candidate(s) for s in sorted(own, key=lambda s: any(_counts_itself(u, s) for u in design.primaries))),
-    ]
+    read = {m.source for u in design.primaries for m in measures_of(u.metric, None, None)}
+    counting = {s for s in measured if any(_counts_itself(u, s) for u in design.primaries)}
+    others = sorted((s for s in measured if s != design.source), key=lambda s: (s in counting, s not in read))
+    return [*found, *(Candidate(s) for s in others)]
 
 
 def _counts_itself(use: MetricUse, source: str) -> bool:
