@@ -351,6 +351,31 @@ def isolate(text: str) -> str:
     return text
 
 
+def fenced(prose: str) -> str:
+    """A sentence with each stretch of right-to-left text in it fenced off, so that the figures around it keep their order."""
+    out: list[str] = []
+    at = 0
+    while at < len(prose):
+        if not _reads_left(prose[at]):
+            out.append(prose[at])
+            at += 1
+            continue
+        end = last = at
+        while end < len(prose) and (
+            _reads_left(prose[end]) or unicodedata.bidirectional(prose[end]) in ("WS", "NSM", "ON")
+        ):
+            last = end if _reads_left(prose[end]) or unicodedata.bidirectional(prose[end]) == "NSM" else last
+            end += 1
+        fence = at == 0 or prose[at - 1] != "\u2068"
+        out.append(f"\u2068{prose[at : last + 1]}\u2069" if fence else prose[at : last + 1])
+        at = last + 1
+    return "".join(out)
+
+
+def _reads_left(char: str) -> bool:
+    return unicodedata.bidirectional(char) in ("R", "AL")
+
+
 def shorten(text: str, limit: int) -> str:
     return text if len(text) <= limit else text[: limit - 1].rstrip() + ELLIPSIS
 

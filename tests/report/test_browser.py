@@ -96,7 +96,7 @@ def measure(tmp_path: Path, name: str, width: int) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("width", [360, 1100])
-@pytest.mark.parametrize("name", ["holdout", "three_arms", "hostile"])
+@pytest.mark.parametrize("name", ["holdout", "three_arms", "hostile", "rich", "peeked", "programme", "hostile_rich"])
 def test_the_page_fits_and_its_labels_are_apart(tmp_path: Path, name: str, width: int) -> None:
     seen = measure(tmp_path, name, width)
     assert seen["width"] == width

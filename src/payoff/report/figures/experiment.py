@@ -412,7 +412,7 @@ def _checks(result: Node) -> tuple[CheckLine, ...]:
                 name=_check_name(check.text("name")),
                 state=CHECK_STATES[status],
                 statistic="none" if statistic is None else formats.statistic(statistic),
-                detail=formats.capital(check.text("detail")),
+                detail=formats.capital(check.prose("detail")),
             )
         )
     return tuple(lines)

@@ -282,7 +282,7 @@ def _label(name: str) -> str:
 
 
 def _said(node: Node) -> str:
-    return formats.capital(node.text("sentence"))
+    return formats.capital(node.prose("sentence"))
 
 
 def _units(node: Node) -> str:
@@ -362,7 +362,7 @@ class _Reader:
         state = state_of(row)
         name = isolate(row.text("segment"))
         if state.key == "refused":
-            return SegmentLine(name, _units(row), state, None, None, "", "", row.text("reason"))
+            return SegmentLine(name, _units(row), state, None, None, "", "", row.prose("reason"))
         quantity = self.span(row, "difference", what, note="corrected over all segments")
         good = 1.0 if direction == "up" else -1.0
         if state.key != state_from_zero(*sorted((good * quantity.low, good * quantity.high))).key:
@@ -425,7 +425,7 @@ class _Reader:
             others=others,
             net=net,
             anyway=self.fixed(node, "anyway", _SHARE) if known else None,
-            reason="" if known else node.text("reason"),
+            reason="" if known else node.prose("reason"),
             paths=tuple(
                 PathLine(isolate(human(p.text("path"))), p.flag("treated"), self.span(p, "difference", what))
                 for p in node.nodes("paths")
@@ -450,7 +450,7 @@ class _Reader:
             assignment=self.p(node, "assignment_p") if node.has("assignment_p") else "not tested",
             quantity=self.span(node, "difference", read_unit(node)) if known else None,
             test=test,
-            reason="" if known else node.text("reason"),
+            reason="" if known else node.prose("reason"),
             sentence=_said(node),
         )
 
@@ -535,7 +535,7 @@ def read_looks(
 
     about = ("segments", "over_time", "cannibalisation", "interactions", "bayes", "diluted", "capping")
     peeking = reader.peeking(closer.node("peeking")) if closer.has("peeking") else None
-    overturn = tuple(formats.capital(sentence(line)) for line in closer.texts("overturn"))
+    overturn = tuple(formats.capital(sentence(formats.fenced(line))) for line in closer.texts("overturn"))
     if withheld:
         return Looks(
             peeking=peeking,

@@ -155,6 +155,10 @@ class Node:
             raise MissingFigure(f"{self.path}.{key} is empty; the report is not written without it")
         return value or str(default)
 
+    def prose(self, key: str) -> str:
+        """A sentence somebody else's names may stand in."""
+        return formats.fenced(self.text(key))
+
     def number(self, key: str) -> float:
         return finite(self.raw(key), f"{self.path}.{key}")
 
@@ -245,7 +249,7 @@ def read_quantity(
 
 
 def read_refusals(nodes: Iterable[Node]) -> tuple[RefusalLine, ...]:
-    return tuple(RefusalLine(r.text("name"), r.text("reason"), r.text("remedy")) for r in nodes)
+    return tuple(RefusalLine(r.text("name"), r.prose("reason"), r.prose("remedy")) for r in nodes)
 
 
 def state_from_zero(low: float, high: float) -> State:
