@@ -548,15 +548,14 @@ def test_the_source_of_history_can_be_chosen_and_what_it_does_is_said(project: P
 
 
 def test_a_primarys_own_source_comes_before_others_unless_being_seen_there_counts() -> None:
-    def order(metric: dict[str, Any]) -> list[str]:
+    def ranks(metric: dict[str, Any]) -> dict[str, int]:
         design = make_design({}, metric)
-        return [c.source for c in planning.candidates(design, ["answers", "orders", "seen"], Ask.of(design))]
+        return {c.source: c.rank for c in planning.candidates(design, ["answers", "orders", "seen"], Ask.of(design))}
 
-    assert order(COUNT) == ["seen", "answers", "orders"]
-    assert order({**COUNT, "where": "amount > 1"}) == order(RATIO) == ["seen", "orders", "answers"]
-    assert [c.source for c in planning.candidates(d := make_design({}, COUNT), [], Ask.of(d, source="orders"))] == [
-        "orders"
-    ]
+    assert ranks(COUNT) == {"seen": 0, "answers": 3, "orders": 4}
+    assert ranks({**COUNT, "where": "amount > 1"}) == ranks(RATIO) == {"seen": 0, "orders": 2, "answers": 3}
+    design = make_design({}, COUNT)
+    assert [c.source for c in planning.candidates(design, ["seen"], Ask.of(design, source="orders"))] == ["orders"]
 
 
 def test_clusters_of_a_project(project: Project) -> None:

@@ -166,6 +166,16 @@ def test_exposure_is_pretended_where_every_window_has_closed(tmp_path: Path, rng
         assert find(c, "still") == history.Pretended("still", None, None, None, 0)
 
 
+def test_of_equals_the_one_with_most_rows_is_taken(tmp_path: Path, rng: np.random.Generator) -> None:
+    entity = {"user": "user_id"}
+    few = {"table": "seen", "time": "t", "where": "user_id < 'u2'", "entity": entity}
+    with catalog(tmp_path, events(rng), few=few) as c:
+        for ranks, source in (((1, 1), "seen"), ((0, 1), "few"), ((1, 0), "seen")):
+            both = [Candidate("few", rank=ranks[0]), Candidate("empty"), Candidate("seen", rank=ranks[1])]
+            found = history.pretend(c, both, "user", (), span_us=7 * DAY, horizon_us=DAY)
+            assert found.source == source
+
+
 def test_no_history_and_too_short_a_history_are_refused(tmp_path: Path, rng: np.random.Generator) -> None:
     with catalog(tmp_path, events(rng, 400)) as c:
         with pytest.raises(DataError, match="no history to plan from: 'empty' has no row of a user; name a source"):

@@ -120,10 +120,14 @@ def _rows(view: View, where: str | None) -> exp.Select:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A source in which units might have been seen before the experiment; ``where`` as for the assignment."""
+    """A source in which units might have been seen before the experiment; ``where`` as for the assignment.
+
+    The lowest ``rank`` that has rows is taken, and of several the one with most rows.
+    """
 
     source: str
     where: str | None = None
+    rank: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,17 +155,18 @@ def pretend(
     horizon_us: int,
     until_us: int | None = None,
 ) -> Pretended:
-    """The first candidate that has rows (before ``until_us``), and the latest ``span_us`` in it after which the longest
+    """The best candidate that has rows (before ``until_us``), and the latest ``span_us`` in it after which the longest
     window, ``horizon_us``, has closed in every one of the ``involved`` sources together.
 
     Raises DataError where no candidate has a row, or where the recorded time is shorter than the window and one day.
     """
     chosen, found = candidates[0], Recorded(0, None, None)
-    for candidate in candidates:
-        found = recorded(catalog, candidate.source, entity, candidate.where, until_us)
-        if found.rows:
-            chosen = candidate
+    for candidate in sorted(candidates, key=lambda c: c.rank):
+        if found.rows and candidate.rank > chosen.rank:
             break
+        here = recorded(catalog, candidate.source, entity, candidate.where, until_us)
+        if here.rows > found.rows:
+            chosen, found = candidate, here
     before = "" if until_us is None else f" before the experiment starts ({from_us(until_us)[:10]})"
     if not found.rows:
         looked = " or ".join(f"'{name}'" for name in dict.fromkeys(c.source for c in candidates))

@@ -125,8 +125,8 @@ def _span(raw: timedelta | str) -> timedelta:
 def candidates(design: ExperimentDesign, measured: Sequence[str], ask: Ask) -> list[Candidate]:
     """Where units may have been seen before, best first. ``measured`` are other sources in which the units are known.
 
-    The assignment's own source comes first: its population is the one that will be exposed. A source of which a metric
-    counts every row comes last: whoever is seen there has counted already.
+    The assignment's own source comes first: its population is the one that will be exposed. Then the primary metric's; but a
+    source of which it counts every row comes last, behind those of other metrics: whoever is seen there has counted already.
     """
     assignment = design.experiment.assignment
     where = assignment.where if assignment.source is not None else None
@@ -134,11 +134,11 @@ def candidates(design: ExperimentDesign, measured: Sequence[str], ask: Ask) -> l
         return [Candidate(ask.source, where if ask.source == design.source else None)]
     found = [Candidate(design.source, where)]
     if where is not None:
-        found.append(Candidate(design.source))
+        found.append(Candidate(design.source, rank=1))
     read = {m.source for u in design.primaries for m in measures_of(u.metric, None, None)}
     counting = {s for s in measured if any(_counts_itself(u, s) for u in design.primaries)}
-    others = sorted((s for s in measured if s != design.source), key=lambda s: (s in counting, s not in read))
-    return [*found, *(Candidate(s) for s in others)]
+    others = (s for s in measured if s != design.source)
+    return [*found, *(Candidate(s, rank=4 if s in counting else 2 if s in read else 3) for s in others)]
 
 
 def _counts_itself(use: MetricUse, source: str) -> bool:
