@@ -168,3 +168,39 @@ def test_names_from_elsewhere_cannot_rewrite_what_stands_beside_them() -> None:
     assert formats.human("No E-Mail_1") == "No E-Mail_1"
     assert formats.lines("SELECT 1\n    FROM x\x07") == "SELECT 1\n    FROM x[U+0007]"
     assert formats.ascii_only(f"{MINUS}\u20ac1 \u25cf \u05d0") == r"-EUR 1 + \u05d0"
+
+
+def test_a_cent_that_is_shown_is_not_made_up() -> None:
+    # Two significant digits of the half-width, 1.3, would be one decimal, and the second a zero that nobody counted.
+    text = formats.written(-1.618, -2.957, -0.279, formats.unit("USD"), change=True)
+    assert (text.value, text.range) == (f"{MINUS}$1.62", f"{MINUS}$2.96 to {MINUS}$0.28")
+    assert formats.written(-1.618, -2.957, -0.279, formats.unit("points")).value == f"{MINUS}1.6 points"
+
+
+def test_factors_and_losses() -> None:
+    assert [formats.times(x) for x in (2.598, 0.944, 12.4, 1234.0)] == [
+        "2.6 times",
+        "0.94 times",
+        "12 times",
+        "1,234 times",
+    ]
+    assert [formats.loss(x) for x in (0.0, 0.0000021, 0.000123, 0.0143)] == [
+        "under 0.001%",
+        "under 0.001%",
+        "0.012%",
+        "1.4%",
+    ]
+    for bad in (0.0, -1.0, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="not a factor"):
+            formats.times(bad)
+    for bad in (-0.1, float("nan")):
+        with pytest.raises(ValueError, match="not a loss"):
+            formats.loss(bad)
+
+
+def test_each_stretch_of_right_to_left_text_is_fenced() -> None:
+    alef, bet = "\u05d0", "\u05d1"
+    assert formats.fenced("plain (+2.5)") == "plain (+2.5)"
+    assert formats.fenced(f"{alef} {bet} +2.5 USD") == f"\u2068{alef} {bet}\u2069 +2.5 USD"
+    assert formats.fenced(f"a {alef}: +1, b {bet}: -1") == f"a \u2068{alef}\u2069: +1, b \u2068{bet}\u2069: -1"
+    assert formats.fenced(f"\u2068{alef}\u2069 +1") == f"\u2068{alef}\u2069 +1"
