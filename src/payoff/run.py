@@ -30,7 +30,7 @@ from payoff.result import Look, Provenance, Refusal, Result
 from payoff.spec import amount as amounts
 from payoff.spec import loader
 from payoff.spec.loader import LoadedProject
-from payoff.spec.nouns import Attribute, DuckDBConnection, LedgerConnection
+from payoff.spec.nouns import Attribute, DuckDBConnection, LedgerConnection, format_duration
 from payoff.warehouse.arms import ArmsReader
 from payoff.warehouse.doctor import Finding, examine
 from payoff.warehouse.engine import Progress
@@ -578,9 +578,7 @@ class Project:
                     outcomes[design.name] = outcome
                 counts = {claim: self._count(catalog, claim, designs) for claim in claim_names}
         for name in programmes:
-            outcome = registry.method("programme").answer(
-                name, spec.programmes[name], outcomes, np.random.default_rng([seed, len(outcomes)])
-            )
+            outcome = self._programme(name, outcomes)
             if isinstance(outcome, Result):
                 of = [o for e in (*spec.programmes[name].experiments,) if isinstance(o := outcomes.get(e), Result)]
                 provenance = Provenance(
@@ -716,6 +714,17 @@ class Project:
             and self.loaded.declares(known, design.entity)
             and (cluster is None or self.loaded.declares(known, cluster))
         )
+
+    def _programme(self, name: str, outcomes: Mapping[str, Result | Refusal]) -> Result | Refusal:
+        spec, declared = self.loaded.spec, self.loaded.spec.programmes[name]
+        spans = {
+            e: "no end" if (window := self.loaded.window_of(declared.metric, e)) is None else format_duration(window)
+            for e in declared.experiments
+        }
+        outcome: Result | Refusal = registry.method("programme").answer(
+            name, declared, outcomes, spans, spec.metrics[declared.metric].direction, 1 - spec.defaults.alpha
+        )
+        return outcome
 
     def doctor(self, progress: Progress | None = None) -> list[Finding]:
         """A look at every source: reachable, populated, keyed, timed, unrepeated."""

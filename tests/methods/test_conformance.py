@@ -8,16 +8,45 @@ from pathlib import Path
 import pytest
 
 from payoff import registry
+from payoff.result import Result
+from payoff.run import Project, Run
 from tests.methods.test_experiment import DECISIONS, decisions_project
+from tests.methods.test_programme import programme_project
 
 DOCS = Path(__file__).parents[2] / "docs"
-EMPTY_ARM = {"experiment": "DELETE FROM decisions WHERE arm = 'new'"}
-NO_VARIANCE = {"experiment": "DELETE FROM events WHERE visitor_id <> 'nobody'"}
+
+
+def _experiment(folder: Path, extra: str = "") -> Project:
+    return decisions_project(folder, extra, DECISIONS)
+
+
+MAKE = {"experiment": _experiment, "programme": programme_project}
+EMPTY_ARM = {
+    "experiment": "DELETE FROM decisions WHERE arm = 'new'",
+    "programme": "DELETE FROM exposures WHERE arm = 'b'",
+}
+NO_VARIANCE = {
+    "experiment": "DELETE FROM events WHERE visitor_id <> 'nobody'",
+    "programme": "UPDATE orders SET amount = 1",
+}
 
 
 @pytest.fixture(params=sorted(registry.METHODS))
 def name(request: pytest.FixtureRequest) -> str:
     return str(request.param)
+
+
+def run_of(name: str, folder: Path, extra: str = "", seed: int = 1) -> Run:
+    return MAKE[name](folder, extra).run(record=False, seed=seed)
+
+
+def the(run: Run, name: str) -> Result:
+    (result,) = [r for r in run.results if r.method == name]
+    return result
+
+
+def test_every_registered_method_is_looked_at() -> None:
+    assert set(MAKE) == set(registry.METHODS)
 
 
 def test_it_states_assumptions_and_names_checks(name: str) -> None:
@@ -28,15 +57,15 @@ def test_it_states_assumptions_and_names_checks(name: str) -> None:
 
 
 def test_its_results_carry_only_the_checks_it_names(name: str, tmp_path: Path) -> None:
-    (result,) = decisions_project(tmp_path).run(record=False).results
+    result = the(run_of(name, tmp_path), name)
     assert {c.name for c in result.checks} <= set(registry.method(name).checks)
     assert all(c.detail for c in result.checks)
+    assert all(a.tested_by is None or a.tested_by in registry.method(name).checks for a in result.assumptions)
 
 
 def test_it_is_deterministic_under_a_seed(name: str, tmp_path: Path) -> None:
-    project = decisions_project(tmp_path)
-    first, second = (project.run(record=False, seed=7).results[0].to_dict() for _ in range(2))
-    assert first["method"] == name
+    project = MAKE[name](tmp_path, "")
+    first, second = (the(project.run(record=False, seed=7), name).to_dict() for _ in range(2))
 
     def head(result: dict[str, object]) -> str:
         return json.dumps({k: v for k, v in result.items() if k != "provenance"}, sort_keys=True)
@@ -48,15 +77,15 @@ def test_it_is_deterministic_under_a_seed(name: str, tmp_path: Path) -> None:
 
 
 def test_it_refuses_an_empty_arm(name: str, tmp_path: Path) -> None:
-    run = decisions_project(tmp_path, EMPTY_ARM[name]).run(record=False)
+    run = run_of(name, tmp_path, EMPTY_ARM[name])
     assert not run.results
-    assert run.refusals[0].remedy
+    assert all(r.remedy for r in run.refusals)
 
 
 def test_it_refuses_values_that_do_not_vary(name: str, tmp_path: Path) -> None:
-    run = decisions_project(tmp_path, NO_VARIANCE[name], DECISIONS).run(record=False)
+    run = run_of(name, tmp_path, NO_VARIANCE[name])
     assert not run.results
-    assert "same value" in run.refusals[0].reason
+    assert "same value" in run.refusals[-1].reason
 
 
 def test_it_has_a_page_that_names_every_check(name: str) -> None:
