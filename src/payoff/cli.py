@@ -503,7 +503,11 @@ def _against_truth(run: Mapping[str, Any], loaded: LoadedProject, truth: Mapping
         metrics = truth["experiments"].get(result["name"].partition(".")[2], {}).get("metrics", {})
         for estimate in result["estimates"]:
             metric = estimate["metric"]
-            if metric not in metrics or estimate["estimand"] == "relative lift":
+            if (
+                metric not in metrics
+                or estimate["estimand"] != "difference in means"
+                or estimate["segment"] is not None
+            ):
                 continue
             if getattr(loaded.spec.metrics[metric], "cap", None) is not None:
                 left_out.append(metric)

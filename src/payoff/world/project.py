@@ -45,6 +45,13 @@ sources:
   clicks:      {file: data/email_clicks.parquet, time: clicked_at,   id: click_id,    entity: {user: user_id}, links: {sends: send_id}, through: %(through)s}
 """
 
+_ATTRIBUTES: Final = """\
+# What customers were before anything was done to them: for segments, and to make intervals shorter.
+attributes:
+  value_tier: {from: customers, column: value_tier}
+  tenure:     {from: customers, since: signed_up_at, cuts: [90d, 365d], labels: [under 90 days, 90 days to a year, over a year]}
+"""
+
 _EMAIL: Final = """\
 # Does a first name in the subject line earn anything, or does it only get opened?
 metrics:
@@ -63,6 +70,8 @@ experiments:
     secondary: [open_rate, order_rate, revenue_per_email]
     guardrails: [unsubscribe_rate]
     stop: {rule: fixed, at: %(campaign_stop)s, mde: 0.01}
+    adjust: {cuped: true, period: 28d, attributes: [value_tier, tenure]}   # what was known before the e-mail
+    segments: [tenure]
 values:
   gross_margin: {value: 0.35, low: 0.31, high: 0.39, per: USD of revenue, source: "Finance plan, contribution margin", owner: cfo@acme.example, expires: %(expires)s}
 claims:
@@ -96,6 +105,11 @@ experiments:
     secondary: [conversion, aov, rec_clicks]
     guardrails: [return_rate]
     stop: {rule: fixed, at: %(through)s}
+    adjust: {cuped: true, period: 90d, attributes: [value_tier]}
+    segments: [tenure, value_tier]
+    over_time: {every: 15d}
+    cumulative: {every: 28d}
+    cannibalisation: {within: orders, by: discovery_path, value: "amount * margin_rate", paths: [recommendations, search, browse], treated: recommendations}
 claims:
   personalisation_total:
     statement: "Personalisation earns more margin than it costs, over a year"
@@ -146,6 +160,7 @@ def demo_definitions(world: World, *, today: date, capped: bool = True) -> dict[
     return {
         "payoff.yml": _PAYOFF,
         "definitions/sources.yml": _SOURCES % fields,
+        "definitions/attributes.yml": _ATTRIBUTES,
         "definitions/email_subject.yml": _EMAIL % fields,
         "definitions/personalisation.yml": _PERSONALISATION % fields,
     }

@@ -24,12 +24,14 @@ def precision(reader: Reader, readings: list[Reading]) -> tuple[Precision, ...]:
             metric = formats.human(r.use.name)
             narrower = 1 - gap.se / raw.se
             by = "post-stratification" if _stratified(reader) else "regression"
+            of = metric if len(r.differences) == 1 else f"{metric} ({arm} vs {reader.control})"
+            worth = f"{factor:.1f} times the units" if factor >= 1.5 else f"{factor - 1:.0%} more units"
             said = (
-                f"Adjustment made the interval of {metric} {narrower:.0%} shorter, worth {factor:.2g} times as many units"
+                f"Adjustment made the interval of {of} {narrower:.0%} shorter, worth {worth}"
                 if narrower >= 0.005
-                else f"Adjustment changed the interval of {metric} by less than 1%"
+                else f"Adjustment changed the interval of {of} by less than 1%"
                 if narrower > -0.005
-                else f"Adjustment made the interval of {metric} {-narrower:.0%} longer: what it is adjusted for explains too little"
+                else f"Adjustment made the interval of {of} {-narrower:.0%} longer: what it is adjusted for explains too little"
             )
             out.append(
                 Precision(
@@ -220,7 +222,7 @@ def capping(reader: Reader, readings: list[Reading]) -> tuple[Capping, ...]:
                     plain=plain,
                     capped=less,
                     sentence=f"{formats.human(r.use.name)} has a heavy tail: its largest unit makes {min(share, 1.0):.0%} of an arm's"
-                    f" variance. A cap at {formats.exact(capped.cap, unit)} (the 99th percentile of those above zero; {capped.above:,}"
+                    f" variance. A cap at {formats.rounded(capped.cap, unit)} (the 99th percentile of those above zero; {capped.above:,}"
                     f" units lie above) would give {after.value} ({after.range}) instead of {before.value} ({before.range})",
                 )
             )
