@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -65,6 +65,7 @@ def _themed(chart: charts.Chart) -> charts.Chart:
     return replace(chart, wide=wide, narrow=narrow)
 
 
+Draw = Callable[[], charts.Chart | None]
 Drawn = dict[str, list[charts.Chart]]
 """The charts of one claim or one section, by what they show."""
 
@@ -75,22 +76,28 @@ def _draw(figures: Figures) -> dict[str, Drawn]:
         of_claim = {"bridge": charts.bridge(claim), "tornado": charts.tornado(claim), "dots": charts.dots(claim)}
         drawn[claim.anchor] = {key: [_themed(one)] if one else [] for key, one in of_claim.items()}
     for section in figures.sections:
-        drawn[section.anchor] = {key: [_themed(one) for one in ones] for key, ones in _of_section(section).items()}
+        drawn[section.anchor] = {
+            key: [_themed(one) for one in _called(draws)] for key, draws in _of_section(section).items()
+        }
     return drawn
 
 
-def _of_section(section: Section) -> Drawn:
-    """Every chart that a result has, by the name that ``chart`` takes."""
-    looks, effects, precise = section.looks, charts.effects(section), charts.precision(section.looks.precision)
-    programme = section.programme
+def _called(draws: list[Draw]) -> list[charts.Chart]:
+    return [one for draw in draws if (one := draw()) is not None]
+
+
+def _of_section(section: Section) -> dict[str, list[Draw]]:
+    """Every chart that a result has, by the name that ``chart`` takes, each drawn when it is called."""
+    looks, programme = section.looks, section.programme
+    effects: list[Draw] = [partial(charts.effects, section)] if section.effects else []
     return {
-        "effects": [charts.programme(programme)] if programme else [effects] if effects else [],
-        "segments": [charts.segments(look) for look in looks.segments],
-        "over_time": [charts.over_time(look) for look in looks.by_days],
-        "cumulative": [charts.over_time(look) for look in looks.by_date],
-        "cannibalisation": [charts.cannibalisation(look) for look in looks.cannibalisation],
-        "precision": [precise] if precise else [],
-        "peeking": [charts.peeking(looks.peeking)] if looks.peeking and looks.peeking.looks else [],
+        "effects": [partial(charts.programme, programme)] if programme else effects,
+        "segments": [partial(charts.segments, look) for look in looks.segments],
+        "over_time": [partial(charts.over_time, look) for look in looks.by_days],
+        "cumulative": [partial(charts.over_time, look) for look in looks.by_date],
+        "cannibalisation": [partial(charts.cannibalisation, look) for look in looks.cannibalisation],
+        "precision": [partial(charts.precision, looks.precision)] if looks.precision else [],
+        "peeking": [partial(charts.peeking, looks.peeking)] if looks.peeking and looks.peeking.looks else [],
     }
 
 
@@ -193,7 +200,8 @@ def chart(run: Mapping[str, Any], what: str | None = None) -> str:
         if not there:
             raise UsageError("there is nothing to plot: no figure was given, only the reasons why not")
         raise UsageError(f"there is no chart of '{what or 'effects'}' here; there is {', '.join(there)}")
-    return ones[0].wide if what in (None, "effects") else charts.stacked(ones)
+    shown = _called(ones)
+    return shown[0].wide if what in (None, "effects") else charts.stacked(shown)
 
 
 def snippet(data: Mapping[str, Any]) -> str:

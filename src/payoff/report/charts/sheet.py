@@ -149,6 +149,8 @@ class Sheet:
         down = alt.Scale(domain=[0, height], nice=False, zero=False, reverse=True)
         order = ("rect", "rule", "point", "text")
         layers: list[alt.Chart] = []
+        # By name, and given to the drawing as they are: Altair copies every row in a layer several times.
+        rows_of: dict[str, list[dict[str, Any]]] = {}
         # Altair checks every object against the whole schema as it is made, which takes longer than the drawing; these
         # few marks are fixed, and a wrong one fails in the drawing itself.
         with debug_mode(False):
@@ -159,7 +161,8 @@ class Sheet:
             colour = alt.Color(field="c", type="nominal", scale=None, legend=None)
             words = alt.Text(field="t", type="nominal")
             for style, rows in sorted(self.marks.items(), key=lambda m: (m[0][-1] != "back", order.index(m[0][0]))):
-                base = alt.Chart(alt.InlineData(values=rows))
+                base = alt.Chart(alt.NamedData(name=f"marks-{len(rows_of)}"))
+                rows_of[f"marks-{len(rows_of)}"] = rows
                 if style[0] == "rect":
                     boxes = base.mark_rect(stroke=PALETTE[style[1]]) if style[1] else base.mark_rect()
                     layers.append(boxes.encode(x=x, x2=x2, y=y, y2=y2, fill=fill))
@@ -185,7 +188,7 @@ class Sheet:
                 .configure(background="transparent")
                 .configure_view(stroke=None)
             )
-            spec = chart.to_dict(validate=False)
+            spec = {**chart.to_dict(validate=False), "datasets": rows_of}
         version = ".".join(alt.SCHEMA_VERSION.removeprefix("v").split(".")[:2])
         drawn = vl_convert.vegalite_to_svg(spec, vl_version=version, allowed_base_urls=[])
         return _slim(drawn, self.width, height, title, description)
