@@ -892,6 +892,23 @@ def test_experiments_beside_each_other_are_crossed(world: World, form: str) -> N
     agree(data["x"].metrics["spend"].moments, arms_of(first, rows))
 
 
+def test_conditions_that_only_look_different_may_share_a_row(world: World) -> None:
+    """To a column of numbers '1' and '01' are one value: the row is in both experiments."""
+    world.tables["exposures"] = world.exposures.assign(exp=1)
+    one = replace(need([SPEND]), where="exp = '1'")
+    data = world.read(one, replace(one, experiment="y", where="exp = '01'"))
+    assert data["x"].exposed == data["y"].exposed
+    assert sum(data["x"].exposed.values()) == len(world.first())
+
+
+def test_a_quantile_has_no_joint_moments(world: World) -> None:
+    slow = MetricNeed(
+        "slow", (Measure("events", "mean", "amount", None, 200 * HOUR),), quantile=Quantile(0.5, "rows", 0.95)
+    )
+    asked = need([SPEND, slow, BUYS], crosses=(("spend", "slow"), ("spend", "buys")))
+    assert list(world.read(asked)["x"].crosses) == [("spend", "buys")]
+
+
 def test_an_experiment_that_is_not_read_cannot_be_crossed(world: World) -> None:
     with pytest.raises(DataError, match="experiment 'other' is not read together with 'x'"):
         world.read(need([SPEND], beside=("other",)))

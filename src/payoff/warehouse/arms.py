@@ -273,6 +273,7 @@ class ArmsReader:
             fingerprint=self._layout.catalog.fingerprint(view.relation),
             clock=None if view.clock is None else view.clock.kind,
             declared_through=view.source.through is not None,
+            declared_zone=view.source.timezone is not None,
         )
 
     def _exact_nulls(self, view: View, entities: list[str]) -> tuple[int, dict[str, int], int]:
@@ -474,13 +475,13 @@ class ArmsReader:
     def _moments_of(self, units: Units, facts: Facts, kept: bool) -> list[tuple[Step, list[MetricNeed], Sequence[str]]]:
         """The statements of moments: each with its metrics and the keys that it groups by besides the arm."""
         need = units.need
-        crossed = {name for pair in need.crosses for name in pair}
+        crossed = {name for pair in units.crosses for name in pair}
         segmented = [m for m in need.metrics if m.segments and facts.segments and m.quantile is None]
         plain = [m for m in need.metrics if m not in segmented]
         plain += [m for m in segmented if m.name in crossed]
         out: list[tuple[Step, list[MetricNeed], Sequence[str]]] = []
         if plain:
-            out.append((units.moments(plain, facts, kept, (), need.crosses), plain, ()))
+            out.append((units.moments(plain, facts, kept, (), units.crosses), plain, ()))
         if segmented:
             keys = [f"s{k}" for k in range(len(facts.segments))]
             out.append((units.moments(segmented, facts, kept, keys), segmented, keys))
@@ -502,7 +503,7 @@ class ArmsReader:
         whole: dict[str, dict[str, Mapping[str, Any]]] = {m.name: {} for m in need.metrics}
         segments: dict[str, dict[str, dict[str, dict[str, Moments]]]] = {m.name: {} for m in need.metrics}
         beside: dict[str, dict[str, dict[tuple[str, str], Moments]]] = {m.name: {} for m in need.metrics}
-        crosses: dict[tuple[str, str], dict[str, Moments]] = {pair: {} for pair in need.crosses}
+        crosses: dict[tuple[str, str], dict[str, Moments]] = {pair: {} for pair in units.crosses}
         names = list(facts.segments)
         for step, metrics, keys in self._moments_of(units, facts, kept):
             for row in self._finite(need, step):
@@ -521,7 +522,7 @@ class ArmsReader:
                         pair = row["arm"], row[key].removeprefix(IN)
                         cells[pair] = read_moments(row, units.columns(metric, facts))
                 if not keys:
-                    for a, b in need.crosses:
+                    for a, b in units.crosses:
                         crosses[a, b][row["arm"]] = read_moments(row, units.crossed(a, b, facts))
         out: dict[str, MetricMoments] = {}
         for metric in need.metrics:

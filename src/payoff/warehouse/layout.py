@@ -133,8 +133,8 @@ class Layout:
                 if attribute.measure is None:
                     self._lay_known(x, need, exposure, attribute)
             anchors = {m.after.source for metric in need.metrics for m in metric.measures if m.after is not None}
-            kept = {m for metric in need.metrics if _keeps_rows(metric) for m in metric.measures}
-            folds = [m for metric in need.metrics for m in metric.folds if m not in kept or not _keeps_rows(metric)]
+            kept = list(dict.fromkeys(m for metric in need.metrics if _keeps_rows(metric) for m in metric.measures))
+            folds = [m for metric in need.metrics if not _keeps_rows(metric) for m in metric.folds]
             for measure in [*folds, *(a.measure for a in need.attributes if a.measure is not None)]:
                 self._lay(x, need, exposure, replace(measure, cap=None), anchors)
             for measure in kept:

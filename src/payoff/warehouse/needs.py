@@ -130,7 +130,8 @@ class ArmsNeed:
     ``arms`` are the declared arms, empty when undeclared; ``crosses`` are pairs of metrics whose covariance is wanted too.
     ``attributes`` are what ``covariates`` (a number as it is, text as 0/1 columns) and ``segments`` (names of attributes)
     refer to. ``cluster`` is the entity that was assigned. ``trigger`` moves exposure to the first such row and leaves out
-    units without one. ``period_us`` makes each period of a unit a unit of its own (a switchback). ``beside`` names
+    units without one. ``period_us`` makes each period of a unit (counted from the
+    epoch, in UTC) a unit of its own (a switchback): a period has a row of its own or more, no arm is carried over. ``beside`` names
     experiments of the same read whose arms are to be crossed with these (for the metrics in ``beside_metrics``).
     """
 
@@ -274,7 +275,8 @@ class ArmsData:
 class SourceProfile:
     """What a first look at a source told: rows, NULL ids and times by column, the span of its clock, repeated ids.
 
-    ``clock`` is the type of the time column; ``declared_through``: the span's end is the source's own ``through``.
+    ``clock`` is the type of the time column; ``declared_through``: the span's end is the source's own ``through``;
+    ``declared_zone``: the source says itself in which zone its times are.
     """
 
     name: str
@@ -288,3 +290,4 @@ class SourceProfile:
     fingerprint: str
     clock: str | None = None
     declared_through: bool = False
+    declared_zone: bool = False

@@ -139,7 +139,7 @@ class Statements:
         which: exp.Expr
         if len(xs) == 1:
             which = exp.alias_(exp.convert(xs[0]), "x")
-        elif _exclude_each_other([self.layout.needs[x].where for x in xs]):
+        elif _exclude_each_other(view, [self.layout.needs[x].where for x in xs]):
             which = exp.alias_(_first_true(conditions), "x")
         else:
             hits = [fragment("CASE WHEN $mine THEN $x END", mine=c, x=x) for x, c in conditions.items()]
@@ -624,15 +624,20 @@ def _first_true(conditions: Mapping[int, exp.Expr]) -> exp.Expr:
     return out
 
 
-def _exclude_each_other(wheres: Sequence[str | None]) -> bool:
-    """Can no row meet two of these conditions, seen by their form: each names another value of one column?"""
+def _exclude_each_other(view: View, wheres: Sequence[str | None]) -> bool:
+    """Can no row meet two of these conditions, seen by their form: each names another value of one column of text?
+
+    Of text only: to a number '1' and '01' are the same.
+    """
     seen = set()
     for text in wheres:
         tree = None if text is None else parsed(text)
         if not (isinstance(tree, exp.EQ) and isinstance(tree.left, exp.Column) and isinstance(tree.right, exp.Literal)):
             return False
-        seen.add((tree.left.sql("duckdb").lower(), tree.right.is_string, tree.right.name))
-    return len({(name, kind) for name, kind, _ in seen}) == 1 and len(seen) == len(wheres)
+        if not tree.right.is_string or view.type_of(view.scalar(tree.left.sql("duckdb"))) != "VARCHAR":
+            return False
+        seen.add((tree.left.sql("duckdb").lower(), tree.right.name))
+    return len({name for name, _ in seen}) == 1 and len(seen) == len(wheres)
 
 
 def _inside(measure: Measure, opening: str, low: int | None, high: int | None) -> list[exp.Expr]:

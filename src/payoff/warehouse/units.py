@@ -119,6 +119,9 @@ class Units:
         """The number of an experiment read beside this one. Raises DataError where their units cannot be matched."""
         for y, need in enumerate(self.layout.needs):
             if need.experiment == name:
+                for source in (need.source, self.need.source):
+                    if self.layout.views[source].unit_text(need.entity) is None:
+                        raise DataError("has no id by which units could be found in another experiment", source=source)
                 if need.entity != self.need.entity or need.period_us is not None or self.need.period_us is not None:
                     raise DataError(
                         f"experiment '{name}' has other units than '{self.need.experiment}'", source=need.source
@@ -481,6 +484,12 @@ class Units:
     def _same_units(self, a: str, b: str, facts: Facts) -> bool:
         one, other = (self.need.metrics[self.index[name]] for name in (a, b))
         return a == b or self._set(one, facts) == self._set(other, facts)
+
+    @property
+    def crosses(self) -> list[tuple[str, str]]:
+        """The pairs that have joint moments: a quantile has none."""
+        plain = {m.name for m in self.need.metrics if m.quantile is None}
+        return [(a, b) for a, b in self.need.crosses if a in plain and b in plain]
 
     def crossed(self, a: str, b: str, facts: Facts) -> list[str]:
         """The columns of two metrics over the units in both."""
