@@ -457,3 +457,65 @@ def test_results_with_everything_are_plain_json(tmp_path: Path) -> None:
     text = json.dumps(result.to_dict(), allow_nan=False)
     assert '"segments"' in text
     assert result.closer.overturn
+
+
+# ---------------------------------------------------------------- bad input
+
+
+def test_exposure_logged_after_the_outcome_is_named(tmp_path: Path) -> None:
+    extra = "UPDATE exposures SET t = (SELECT min(o.t) + INTERVAL 5 MINUTE FROM orders o WHERE o.user_id = exposures.user_id AND o.t > exposures.t) WHERE arm = 'new'"
+    project, _ = make_shop(tmp_path / "late", experiment(""), extra=extra)
+    found = check(only_result(project), "exposure_order")
+    assert found.status == "warn"
+    assert "hour before exposure" in found.detail
+    project, _ = make_shop(tmp_path / "fine", experiment(""))
+    assert check(only_result(project), "exposure_order").status == "pass"
+
+
+def test_clocks_with_and_without_a_zone_are_named(tmp_path: Path) -> None:
+    extra = "ALTER TABLE exposures ALTER t TYPE TIMESTAMPTZ USING t AT TIME ZONE 'UTC'"
+    project, _ = make_shop(tmp_path, experiment(""), extra=extra)
+    found = check(only_result(project), "clock")
+    assert found.status == "warn"
+    assert "orders" in found.detail
+    assert "timezone" in found.detail
+
+
+def test_clusters_of_one_and_units_without_one_are_counted(tmp_path: Path) -> None:
+    extra = """
+        UPDATE exposures SET arm = CASE WHEN hash(account_id) % 2 = 0 THEN 'new' ELSE 'old' END;
+        UPDATE exposures SET account_id = NULL WHERE user_id IN ('u1', 'u2');
+        UPDATE exposures SET account_id = 100000 WHERE user_id = 'u3';
+        UPDATE exposures SET account_id = 100001 WHERE user_id IN ('u4', 'u5');
+        UPDATE exposures SET arm = 'new' WHERE user_id = 'u4'; UPDATE exposures SET arm = 'old' WHERE user_id = 'u5';
+    """
+    project, _ = make_shop(tmp_path, experiment("        cluster: account"), extra=extra)
+    result = only_result(project)
+    found = check(result, "clusters")
+    assert found.status == "warn"
+    assert "1 of them with one unit" in found.detail
+    assert result.left_out["units without a cluster"] == 2
+    assert result.left_out["clusters seen in several arms"] == 1
+
+
+def test_more_metrics_than_units(tmp_path: Path) -> None:
+    metrics = "".join(
+        f'      m{i}: {{kind: count, from: orders, where: "amount > {i}", window: 14d}}\n' for i in range(30)
+    )
+    body = f"        secondary: [{', '.join(f'm{i}' for i in range(30))}]\n        adjust: {{cuped: true, attributes: [device, tenure]}}"
+    definitions = experiment(body).replace("    attributes:\n", metrics + "    attributes:\n", 1)
+    project, _ = make_shop(tmp_path, definitions, extra="DELETE FROM exposures WHERE hash(user_id) % 200 <> 0")
+    result = only_result(project)
+    assert sum(the(result).n.values()) < 31
+    unadjusted = [c for c in result.checks if c.name == "covariates" and "not adjusted" in c.detail]
+    assert unadjusted
+    assert check(result, "few_units").status == "warn"
+
+
+def test_an_arm_nobody_declared_is_counted(tmp_path: Path) -> None:
+    extra = "UPDATE exposures SET arm = 'ghost' WHERE user_id IN ('u1', 'u2')"
+    definitions = experiment("        segments: [device]\n        adjust: cuped").replace(
+        "control: old}", "control: old, split: {new: 0.5, old: 0.5}}"
+    )
+    result = only_result(make_shop(tmp_path, definitions, extra=extra)[0])
+    assert "'ghost' (2)" in check(result, "unknown_arms").detail

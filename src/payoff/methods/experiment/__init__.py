@@ -74,6 +74,7 @@ class ExperimentMethod:
         "sign_flip",
         "interference",
         "contamination",
+        "exposure_order",
         "clock",
         "dates",
         "freshness",
@@ -131,6 +132,10 @@ class ExperimentMethod:
             )
             out.append(need)
         out += [step_need(when.steps_of(u), u.metric, edges) for u, edges in when.step_edges(design)]
+        if design.timed and experiment.period is None:
+            out += [
+                when.around_need(u) for u in design.primaries if u.metric.kind in when.COUNTED and u.window is not None
+            ]
         out += [calendar_need(when.calendar_of(u), u.metric, edges) for u, edges in when.calendar_edges(design)]
         if experiment.cannibalisation is not None:
             out.append(cannibalisation_need(where.NAME, experiment.cannibalisation, where.window(design)))

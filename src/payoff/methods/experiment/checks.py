@@ -7,6 +7,7 @@ import re
 from payoff import formats
 from payoff.methods.experiment.design import ExperimentDesign, MetricUse, Reading
 from payoff.methods.experiment.reading import Reader, units_of
+from payoff.methods.experiment.when import around_of
 from payoff.result import Check, Closer
 from payoff.spec import nouns
 from payoff.stats import adjust, compare
@@ -32,6 +33,7 @@ def run_checks(reader: Reader, readings: list[Reading], closer: Closer) -> list[
         *_distribution_checks(data, readings, closer),
         *_adjustment_checks(reader, readings),
         *_structure_checks(design, data, closer),
+        _order_check(reader, readings),
         *_trust_checks(readings),
     ]
 
@@ -139,6 +141,20 @@ def _clock_check(design: ExperimentDesign, data: ArmsData) -> Check:
     """Times in the future would make every window look closed."""
     if not design.timed or design.now_us is None:
         return Check("clock", "not-run", None, "there is no clock to look at")
+    aware = [p.name for p in data.sources.values() if p.clock is not None and "ZONE" in p.clock]
+    naive = [
+        p.name
+        for p in data.sources.values()
+        if p.clock is not None and p.clock.startswith("TIMESTAMP") and "ZONE" not in p.clock and not p.declared_zone
+    ]
+    if aware and naive:
+        return Check(
+            "clock",
+            "warn",
+            float(len(naive)),
+            f"times of {', '.join(sorted(aware))} have a zone and those of {', '.join(sorted(naive))} do not: these are read in"
+            f" {design.zone}, and if that is wrong every window is shifted. Say it on the source: timezone: ZONE",
+        )
     ahead = [p for p in data.sources.values() if p.last_us is not None and p.last_us > design.now_us + _DAY_US]
     if ahead:
         worst = max(ahead, key=lambda p: p.last_us or 0)
@@ -544,6 +560,49 @@ def _structure_checks(design: ExperimentDesign, data: ArmsData, closer: Closer) 
             )
         )
     return out
+
+
+def _order_check(reader: Reader, readings: list[Reading]) -> Check:
+    """Is exposure logged after what it should have caused? Then outcomes crowd into the hour before it, and do not count."""
+    name, data = "exposure_order", reader.data
+    crowded: list[tuple[float, str]] = []
+    seen = 0
+    for r in readings:
+        numbers = data.metrics.get(around_of(r.use))
+        arms = (
+            []
+            if numbers is None
+            else [arm for arm in r.levels if numbers.moments.get(arm) and numbers.moments[arm].n >= 2]
+        )
+        if numbers is None or reader.control not in arms or len(arms) < 2:
+            continue
+        seen += 1
+        before, after = (
+            sum(numbers.moments[arm].n * float(numbers.moments[arm].mean[j]) for arm in arms) for j in (0, 1)
+        )
+        words = f"{r.use.name}: {before:,.6g} in the hour before exposure (not counted), {after:,.6g} in the hour after"
+        levels = {arm: numbers.moments[arm].take([0]) for arm in arms}
+        apart = ""
+        for arm in arms:
+            try:
+                t, c = compare.mean_level(levels[arm]), compare.mean_level(levels[reader.control])
+            except ValueError:
+                continue  # nothing happened in that hour in one of the arms, or the same to everybody
+            if arm != reader.control and compare.difference(t, c).p_value() < SRM_ALARM:
+                apart = f"; {arm} and {reader.control} differ there, which exposure cannot have caused"
+        units = sum(numbers.moments[arm].n for arm in arms)
+        if apart or (before > 2 * after and before > 0.01 * units):
+            crowded.append((before, words + apart))
+    if crowded:
+        return Check(
+            name,
+            "warn",
+            max(x for x, _ in crowded),
+            f"{'; '.join(text for _, text in crowded)}. Exposure may be logged after what it should have caused: look at where it is written",
+        )
+    if not seen:
+        return Check(name, "not-run", None, "no primary metric with times is read around exposure")
+    return Check(name, "pass", None, "outcomes do not crowd into the hour before exposure")
 
 
 def _trust_checks(readings: list[Reading]) -> list[Check]:

@@ -16,11 +16,12 @@ from payoff.result import Look, OverTime, Peeking, Refusal, Span, TimePoint
 from payoff.spec import nouns
 from payoff.stats import heterogeneity, sequential
 from payoff.stats.moments import Moments
-from payoff.warehouse.measures import is_ratio
+from payoff.warehouse.measures import is_ratio, step_need
 from payoff.warehouse.needs import MetricNeed
 from payoff.warehouse.sources import from_us, to_us
 
 MOST_STEPS = 60
+HOUR_US = 3_600_000_000
 _DAY_US = 86_400_000_000
 
 
@@ -47,6 +48,17 @@ def before_name(metric: str) -> str:
 
 def steps_of(use: MetricUse) -> str:
     return f"{use.name} by step"
+
+
+def around_of(use: MetricUse) -> str:
+    return f"{use.name} around exposure"
+
+
+def around_need(use: MetricUse) -> MetricNeed:
+    """What happened in the hour before exposure and in the hour after it: two measures, of a ratio its numerator's."""
+    need = step_need(around_of(use), use.metric, (-HOUR_US, 0, HOUR_US))
+    parts = need.measures[::2] if is_ratio(use.metric) else need.measures
+    return replace(need, measures=parts)
 
 
 def calendar_of(use: MetricUse) -> str:
@@ -79,8 +91,12 @@ def calendar_edges(design: ExperimentDesign) -> Iterator[tuple[MetricUse, tuple[
             yield use, tuple(first + every * k for k in range((last - first) // every + 1))
 
 
+COUNTED = ("count", "sum", "conversion", "rate", "ratio", "csat", "nps")
+"""Kinds whose rows can be counted step by step."""
+
+
 def _adds_up(use: MetricUse) -> bool:
-    return use.metric.kind in ("count", "sum", "conversion", "rate", "ratio", "csat", "nps")
+    return use.metric.kind in COUNTED
 
 
 # ---------------------------------------------------------------- steps and totals
