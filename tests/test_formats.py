@@ -178,9 +178,10 @@ def test_a_cent_that_is_shown_is_not_made_up() -> None:
 
 
 def test_factors_and_losses() -> None:
-    assert [formats.times(x) for x in (2.598, 0.944, 12.4, 1234.0)] == [
+    assert [formats.times(x) for x in (2.598, 0.944, 0.9995, 12.4, 1234.0)] == [
         "2.6 times",
         "0.94 times",
+        "1.0 times",
         "12 times",
         "1,234 times",
     ]
@@ -204,3 +205,10 @@ def test_each_stretch_of_right_to_left_text_is_fenced() -> None:
     assert formats.fenced(f"{alef} {bet} +2.5 USD") == f"\u2068{alef} {bet}\u2069 +2.5 USD"
     assert formats.fenced(f"a {alef}: +1, b {bet}: -1") == f"a \u2068{alef}\u2069: +1, b \u2068{bet}\u2069: -1"
     assert formats.fenced(f"\u2068{alef}\u2069 +1") == f"\u2068{alef}\u2069 +1"
+
+
+def test_a_range_beside_its_number_needs_no_unit_of_its_own() -> None:
+    assert formats.without_unit("+0.311 clicks per user", "+0.270 to +0.352 clicks per user") == "+0.270 to +0.352"
+    assert formats.without_unit("+$1.62", "+$0.28 to +$2.96") == "+$0.28 to +$2.96"
+    assert formats.without_unit("31.8%", "31.4% to 32.2%") == "31.4% to 32.2%"
+    assert formats.without_unit("1", "1") == "1"

@@ -177,6 +177,15 @@ def alike(x: float, low: float, high: float, what: Unit) -> str:
     )
 
 
+def without_unit(text: str, span: str) -> str:
+    """The range ``span`` of the number ``text`` without the words of a unit that both end in: ``0.27 to 0.35``."""
+    same = 0
+    while same < min(len(text), len(span)) and text[-1 - same] == span[-1 - same]:
+        same += 1
+    start = span.find(" ", len(span) - same)
+    return span if start < 0 or not same else span[:start]
+
+
 def exact(value: float, what: Unit, *, change: bool = False) -> str:
     """A number somebody typed or counted: all of its digits, with separators; nothing is rounded to an interval."""
     return _whole(value, what, change, 12)
@@ -265,7 +274,7 @@ def times(factor: float) -> str:
     """``2.6 times``, ``0.94 times``: two significant digits, and all of those before the point."""
     if not (math.isfinite(factor) and factor > 0):
         raise ValueError(f"not a factor: {factor}")
-    decimals = max(1 - math.floor(math.log10(factor)), 0)
+    decimals = max(1 - math.floor(math.log10(float(f"{factor:.2g}"))), 0)
     return f"{factor:,.{decimals}f} times"
 
 

@@ -202,6 +202,20 @@ def test_right_to_left_names_keep_the_figures_in_order() -> None:
         assert not re.search("[\u0590-\u05ff]", outside)
 
 
+@pytest.mark.parametrize(
+    ("reduction", "words"),
+    [
+        (0.615, "62% of the variance taken out"),
+        (-0.0005, "the variance changed by less than 1%"),
+        (-0.04, "the variance grew by 4%"),
+    ],
+)
+def test_adjustment_that_gained_nothing_is_said_so(reduction: float, words: str) -> None:
+    run = runs.rich()
+    run["results"][0]["closer"]["precision"][0]["variance_reduction"] = reduction
+    assert build(run).sections[0].looks.precision[0].variance == words
+
+
 # ---------------------------------------------------------------- failing closed
 
 

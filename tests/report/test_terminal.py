@@ -9,7 +9,7 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
-from payoff.formats import ascii_only
+from payoff.formats import ascii_only, without_unit
 from payoff.report import terminal
 from payoff.report.figures import build
 from tests.report import runs
@@ -25,13 +25,16 @@ def test_every_figure_is_printed(name: str) -> None:
     printed = squeezed(terminal.text(runs.ALL[name]()))
     for quantity in figures.quantities():
         assert quantity.text in printed
-        assert squeezed(quantity.range) in printed
+        short = squeezed(without_unit(quantity.text, quantity.range))
+        assert squeezed(quantity.range) in printed or short in printed
     assert squeezed(figures.title) in printed
     for section in figures.sections:
         for effect in section.effects:
             assert effect.n_text in printed
             if not section.withheld:
                 assert effect.p_value in printed or effect.p_value == "not defined"
+        for arm in section.arms:
+            assert arm.n in printed
         for _, count in section.left_out:
             assert count in printed
     for refusal in figures.refusals:
@@ -55,6 +58,18 @@ def test_other_widths_keep_every_number_whole(width: int) -> None:
     assert max(cell_len(line) for line in lines) <= min(width, 100)
     for effect in figures.sections[0].effects:
         assert effect.quantity.text in squeezed(out.getvalue())
+
+
+@pytest.mark.parametrize("width", [40, 60, 80])
+def test_the_level_of_an_arm_is_never_cut(width: int) -> None:
+    run = runs.email()
+    n = {"generic": 1_491_234, "first_name": 1_509_876}
+    run["results"][0]["arms"] = [runs.arm(a, "visits", n[a], 2.793, 0.038, "sessions/user") for a in n]
+    out = io.StringIO()
+    terminal.render(build(run), Console(file=out, width=width))
+    arms = squeezed(out.getvalue()).partition("Arms (level")[2].partition("Checks")[0]
+    for words in ("2.793 sessions per user", "2.719 to 2.867", "1,491,234", "1,509,876"):
+        assert words in arms.replace(" \u00b7", "")
 
 
 def test_ascii_alone_when_the_terminal_has_no_more() -> None:

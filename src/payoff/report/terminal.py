@@ -6,6 +6,7 @@ import io
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from rich.cells import cell_len
 from rich.console import Console, RenderableType
 from rich.padding import Padding
 from rich.table import Table
@@ -360,14 +361,18 @@ class _Printer:
             return
         self._space()
         self._line(f"Arms (level and {s.arms[0].quantity.interval_name})", 2, "bold")
+        figures = [(a.n, a.quantity.text, formats.without_unit(a.quantity.text, a.quantity.range)) for a in s.arms]
+        needed = sum(max(cell_len(row[k]) for row in figures) for k in range(3)) + 8 + 2
+        room = (self.width - needed) // 2
+        if room < 8:  # a number is never cut: what does not fit side by side is written out
+            for arm, (n, text, span) in zip(s.arms, figures, strict=True):
+                self._hanging("\u00b7", f"{arm.metric}, {arm.arm}: {text} ({span}); {n} units", 4)
+            return
         grid = Table.grid(padding=(0, 2))
         grid.add_column(overflow="crop", no_wrap=True)
         grid.add_column(overflow="crop", no_wrap=True)
         for _ in range(3):
             grid.add_column(no_wrap=True, justify="right")
-        room = max((self.width - 48) // 2, 10)
-        for arm in s.arms:
-            q = arm.quantity
-            names = (self._cut(arm.metric, room), self._cut(arm.arm, room))
-            grid.add_row(*names, self._text(arm.n), self._text(q.text), self._text(q.range))
+        for arm, row in zip(s.arms, figures, strict=True):
+            grid.add_row(self._cut(arm.metric, room), self._cut(arm.arm, room), *(self._text(words) for words in row))
         self._put(grid, 2)

@@ -8,7 +8,6 @@ import unicodedata
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import takewhile
 from typing import Any
 from xml.etree import ElementTree
 
@@ -82,11 +81,7 @@ def fit_range(text: str, span: str, width: float, size: float) -> str:
     """The range ``span`` of the number ``text``; where there is no room, without the unit that both of them end in."""
     if text_width(span, size) <= width:
         return span
-    same = zip(reversed(text), reversed(span), strict=False)
-    cut = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], same))
-    tail = span[len(span) - cut :]
-    start = tail.find(" ")
-    return fit(span if start < 0 else span[: len(span) - cut + start], width, size)
+    return fit(formats.without_unit(text, span), width, size)
 
 
 @dataclass(slots=True)

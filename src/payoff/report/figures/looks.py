@@ -290,6 +290,13 @@ def _units(node: Node) -> str:
     return formats.count(sum(int(n) for n in counts.values())) if counts else "not shown"
 
 
+def _variance(reduction: float) -> str:
+    if abs(reduction) < 0.01:
+        return "the variance changed by less than 1%"
+    share = formats.probability(min(abs(reduction), 1.0))
+    return f"{share} of the variance taken out" if reduction > 0 else f"the variance grew by {share}"
+
+
 def _spread(tau: float, what: Unit) -> str:
     if tau == 0:
         return "no spread of the true differences is seen beyond chance"
@@ -329,7 +336,7 @@ class _Reader:
             by=node.text("by") + (f" on {covariates}" if covariates else ""),
             plain=self.span(node, "plain", what),
             adjusted=self.estimates[metric, contrast],
-            variance=formats.rounded(node.number("variance_reduction"), formats.RELATIVE),
+            variance=_variance(node.number("variance_reduction")),
             worth=formats.times(node.number("units_factor")),
             sentence=_said(node),
         )
