@@ -635,7 +635,15 @@ def test_no_doubt_where_there_is_enough(treatment: Level, control: Level) -> Non
 def test_a_relative_lift_of_skewed_values_wants_more() -> None:
     t, c = level_at(6.0, 1.0), level_at(6.0, 1.0)
     assert normal_approximation_doubtful(t, c) is None
-    assert "fewer than 100" in str(normal_approximation_doubtful(t, c, relative=True))
+    assert "fewer than 150" in str(normal_approximation_doubtful(t, c, relative=True))
+
+
+def test_a_relative_lift_of_a_treatment_at_zero_is_doubtful_on_either_side_of_it() -> None:
+    c = level_at(10.0, 0.3)
+    for value in (0.1, -0.1):
+        t = level_at(value, 0.3)
+        assert normal_approximation_doubtful(t, c, relative=True) is not None
+    assert normal_approximation_doubtful(level_at(-10.0, 0.3), c, relative=True) is None
 
 
 # --- refusals --------------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from payoff import formats
 from payoff.methods.experiment.design import ExperimentDesign, MetricUse, Reading
 from payoff.methods.experiment.reading import Reader, units_of
 from payoff.methods.experiment.when import around_of
+from payoff.methods.experiment.who import few_units_checks
 from payoff.result import Check, Closer
 from payoff.spec import nouns
 from payoff.stats import adjust, compare
@@ -30,6 +31,7 @@ def run_checks(reader: Reader, readings: list[Reading], closer: Closer) -> list[
         _freshness_check(design, data, readings),
         *_plan_checks(reader, readings, closer),
         *_value_checks(data, readings, control),
+        *few_units_checks(reader, readings),
         *_distribution_checks(data, readings, closer),
         *_adjustment_checks(reader, readings),
         *_structure_checks(design, data, closer),

@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from payoff import formats
 from payoff.estimate import Correction, Estimate
 from payoff.methods.experiment.design import Reading
-from payoff.methods.experiment.reading import Reader, compared
-from payoff.result import Refusal, SegmentRow, Segments, Span
-from payoff.stats import heterogeneity, multiplicity
+from payoff.methods.experiment.reading import Reader, compared, plain_level
+from payoff.result import Check, Refusal, SegmentRow, Segments, Span
+from payoff.stats import compare, heterogeneity, multiplicity
 from payoff.stats.compare import Difference
 from payoff.stats.moments import Moments
 from payoff.warehouse.measures import is_ratio
@@ -114,6 +114,34 @@ def _rows(reader: Reader, r: Reading, arm: str, classes: Mapping[str, Mapping[st
                 None,
                 f"'{least_of.name}' is hidden so that '{hidden[0].name}' cannot be worked out",
             )
+    return out
+
+
+def few_units_checks(reader: Reader, readings: list[Reading]) -> list[Check]:
+    """The whole may have units enough where its classes have not: one warning a table. No counts, which may be hidden."""
+    out: list[Check] = []
+    least = max(reader.design.min_cell, 2)
+    for r in (r for r in _decided_on(reader, readings) if r.use.metric.kind != "nps"):  # it can be below zero
+        for attribute in reader.design.experiment.segments:
+            for arm in r.differences:
+                doubtful = []
+                for name, by_arm in reader.data.metrics[r.use.name].segments.get(attribute, {}).items():
+                    pair = (arm, reader.control)
+                    if any(x not in by_arm or _units(reader, r, by_arm[x]) < least for x in pair):
+                        continue
+                    try:
+                        t, c = (plain_level(reader.design, r.use, by_arm[x]) for x in pair)
+                    except ValueError:
+                        continue  # the class is refused, and its row says why
+                    if compare.normal_approximation_doubtful(t, c) is not None:
+                        doubtful.append(name)
+                if doubtful:
+                    told = (
+                        f"{r.use.name} by {attribute} ({arm}): a few units decide the mean in {', '.join(doubtful[:5])}"
+                    )
+                    more = f" and {len(doubtful) - 5} more" if len(doubtful) > 5 else ""
+                    why = "; intervals there, and what is drawn together from them, may not cover as often as they say"
+                    out.append(Check("few_units", "warn", float(len(doubtful)), f"{told}{more}{why}"))
     return out
 
 
