@@ -333,7 +333,11 @@ class ExperimentMethod:
                     no_lift.append(Assumption(f"No relative lift of {r.use.name} ({arm}): {lift.reason}."))
                     continue
                 if isinstance(lift, compare.LogDelta):
-                    of_lift = r.rule.uncertainty(lift.value, lift.se_log, lift.df, n, design.level, log=True)
+                    try:
+                        of_lift = r.rule.uncertainty(lift.value, lift.se_log, lift.df, n, design.level, log=True)
+                    except ValueError as error:
+                        no_lift.append(Assumption(f"No relative lift of {r.use.name} ({arm}): {error}."))
+                        continue
                 elif r.rule.kind == "fixed":
                     of_lift = Bounds(lift.low, lift.high, lift.level, lift.p_value)
                 else:

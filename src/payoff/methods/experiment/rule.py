@@ -18,6 +18,9 @@ TIGHTEST_AT = 10_000
 _SMALLEST = 1e-300
 """A tail below this has no normal quantile in double precision."""
 
+BOUNDLESS = math.log(1e6)
+"""On the log scale: a million times the control says nothing, and not far above lies what no number can hold."""
+
 
 @dataclass(frozen=True, slots=True)
 class Rule:
@@ -67,11 +70,14 @@ class Rule:
     def uncertainty(
         self, value: float, se: float, df: float, n: int, level: float, *, log: bool = False
     ) -> Uncertainty:
-        """For an Estimate. ``log``: ``se`` is of log(1 + value), as of a relative lift."""
+        """For an Estimate. ``log``: ``se`` is of log(1 + value), as of a relative lift. Raises ValueError where no percentage
+        could be as large as that interval's end."""
         if self.kind == "fixed":
             return Normal(se, df, "log1p" if log else "identity")
         centre = math.log1p(value) if log else value
         low, high = self.interval(centre, se, df, n, level)
+        if log and high > BOUNDLESS:
+            raise ValueError("so early a look leaves its interval without an end")
         p = self.p_value(centre, se, df, n)
         return Bounds(math.expm1(low), math.expm1(high), level, p) if log else Bounds(low, high, level, p)
 
