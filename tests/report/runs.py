@@ -1023,7 +1023,9 @@ def programme() -> Json:
     metric = "margin_28d"
 
     def of(estimand: str, contrast: str, value: float, se: float, segment: str | None = None) -> Json:
-        return {**difference(metric, contrast, value, se, "USD", n), "estimand": estimand, "segment": segment}
+        kind = "credible" if "shrunk" in estimand else "confidence"
+        one = difference(metric, contrast, value, se, "USD", n)
+        return {**one, "estimand": estimand, "segment": segment, "interval_kind": kind}
 
     shipped = "3 shipped experiments"
     result = {

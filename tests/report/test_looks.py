@@ -279,7 +279,7 @@ def test_a_state_is_held_against_the_corrected_interval() -> None:
 def test_a_programme_leads_with_the_total_that_may_be_believed() -> None:
     figures = build(runs.programme())
     assert figures.title == (
-        "Margin 28d over the programme of 5 experiments, the luck of the winners taken out: +$2.02 (95% confidence interval"
+        "Margin 28d over the programme of 5 experiments, the luck of the winners taken out: +$2.02 (95% credible interval"
         " +$1.15 to +$2.90)"
     )
     (card,) = figures.cards
@@ -295,6 +295,14 @@ def test_a_programme_leads_with_the_total_that_may_be_believed() -> None:
     ]
     assert "Homepage recommendations" in html.chart(runs.programme(), "effects")
     assert "Holdout less programme" in Page(html.snippet(runs.programme())).text
+
+
+def test_shrunk_and_measured_intervals_are_each_called_what_they_are() -> None:
+    both = "as measured with its 95% confidence interval; shrunk with its 95% credible interval"
+    page = Page(html.page(build(runs.programme()))).text
+    assert page.count(both) == 2  # below the chart and above the table
+    assert "shrunk +$0.70 (95% credible interval" in printed(runs.programme())
+    assert "95% credible interval" in Page(html.snippet(runs.programme())).text
 
 
 def test_a_programme_without_a_total_or_with_other_figures_is_still_shown() -> None:

@@ -346,8 +346,7 @@ class _Printer:
 
     def _programme(self, p: Programme) -> None:
         lines = [
-            f"{m.label}, {m.contrast}: {m.raw.full}"
-            + (f"; shrunk {m.shrunk.text} ({m.shrunk.range})" if m.shrunk else "")
+            f"{m.label}, {m.contrast}: {m.raw.full}" + (f"; shrunk {m.shrunk.full}" if m.shrunk else "")
             for m in p.members
         ]
         if lines:

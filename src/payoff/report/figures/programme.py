@@ -46,6 +46,14 @@ class Programme:
     level: float
 
     @property
+    def intervals(self) -> str:
+        """What the intervals of its experiments are: the shrunk ones may be of another kind than the measured ones."""
+        names = dict.fromkeys(m.raw.interval_name for m in self.members)
+        shrunk = dict.fromkeys(m.shrunk.interval_name for m in self.members if m.shrunk is not None)
+        said = f"as measured with its {', '.join(names)}"
+        return f"{said}; shrunk with its {', '.join(shrunk)}" if shrunk else said
+
+    @property
     def leading(self) -> Total | None:
         """The total that may be believed: the shrunk one where there is one."""
         by_estimand = {total.estimand: total for total in self.totals}
