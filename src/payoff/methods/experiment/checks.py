@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 from payoff import formats
+from payoff.estimate import t_quantile
 from payoff.methods.experiment.design import ExperimentDesign, MetricUse, Reading
 from payoff.methods.experiment.reading import Reader, units_of
 from payoff.methods.experiment.when import around_of
@@ -251,32 +253,39 @@ def _plan_checks(reader: Reader, readings: list[Reading], closer: Closer) -> lis
     out += [_planned_stop(design, data, total, closer), _peeking(closer)]
     stop = design.experiment.stop
     primary = next((r for r in readings if r.use.part == "primary"), None)
-    if stop is None or stop.mde is None or primary is None:
-        out.append(Check("planned_size", "not-run", None, "no smallest effect worth finding (stop.mde) was registered"))
+    if primary is None:
+        out.append(
+            Check("planned_size", "not-run", None, "no primary metric is declared that a size could be planned for")
+        )
         return out
-    for arm in primary.differences:
+    chance = 0.8 if stop is None else stop.power
+    for arm, gap in primary.differences.items():
         t, c = primary.levels[arm], primary.levels[control]
-        achieved = compare.minimum_detectable_effect(
-            t.unit_variance, t.n, c.unit_variance, c.n, level=design.level, power_wanted=stop.power
-        )
-        needed = compare.required_n(
-            stop.mde,
-            t.unit_variance,
-            c.unit_variance,
-            treatment_share=t.n / (t.n + c.n),
-            level=design.level,
-            power_wanted=stop.power,
-        )
-        unit = formats.unit(primary.unit)
-        planned = formats.exact(stop.mde, unit, change=True)
-        reached = formats.written(achieved, achieved * 0.95, achieved * 1.05, unit, change=True).value
+        unit, n = formats.unit(primary.unit), primary.n(arm, control)
+        if primary.rule.kind == "fixed" and primary.between(arm, control) == 0:
+            achieved = compare.minimum_detectable_effect(
+                t.unit_variance, t.n, c.unit_variance, c.n, level=design.level, power_wanted=chance
+            )
+        else:  # the interval as it is, and the normal quantile of the power on top
+            low, high = primary.interval(arm, design.level)
+            achieved = (high - low) / 2 + gap.se * t_quantile(chance, math.inf)
+        reached = formats.size(formats.written(achieved, achieved * 0.95, achieved * 1.05, unit, change=True).value)
+        if stop is None or stop.mde is None:
+            detail = (
+                f"{arm} vs {control}: {n:,} units are enough to find {reached} in {primary.use.name} with {chance:.0%} power; no smallest"
+                " effect worth finding (stop.mde) was registered to hold that against"
+            )
+            out.append(Check("planned_size", "not-run", achieved, detail))
+            continue
+        planned = formats.size(formats.exact(stop.mde, unit, change=True))
+        needed = math.ceil(n * (achieved / stop.mde) ** 2)
         out.append(
             Check(
                 "planned_size",
                 "pass" if achieved <= stop.mde else "warn",
                 achieved,
-                f"{arm} vs {control}: planned to find {formats.size(planned)} in {primary.use.name} with {stop.power:.0%} power, which"
-                f" takes {needed.total:,} units; {t.n + c.n:,} are in, enough for {formats.size(reached)}",
+                f"{arm} vs {control}: planned to find {planned} in {primary.use.name} with {chance:.0%} power, which takes about"
+                f" {needed:,} units; {n:,} are in, enough for {reached}",
             )
         )
     return out

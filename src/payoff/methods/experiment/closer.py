@@ -93,7 +93,7 @@ def bayes(reader: Reader, readings: list[Reading]) -> tuple[tuple[Posterior, ...
             said = (
                 f"Under a normal prior on the lift with mean {prior.mean:+.1%} and standard deviation {prior.sd:.1%}, stated before:"
                 f" {formats.probability(chance)} that {arm} is better on {formats.human(r.use.name)}; lift {text.value}"
-                f" ({formats.level(design.level)} credible interval {text.range}); choosing it loses {loss:.2%} on average if it is worse"
+                f" ({formats.level(design.level)} credible interval {text.range}); choosing it loses {formats.loss(loss)} on average where it is worse"
             )
             out.append(
                 Posterior(

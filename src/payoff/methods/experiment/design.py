@@ -122,6 +122,9 @@ class Reading:
         """The sampling covariance of two arms' levels: zero unless adjustment made them share a mean."""
         return self.covariance.get((arm, other), 0.0)
 
+    def n(self, arm: str, control: str) -> int:
+        return self.units[arm] + self.units[control]
+
     @property
     def quantile(self) -> bool:
         return self.use.metric.kind == "quantile"
