@@ -32,7 +32,7 @@ class NormalPosterior:
         """What choosing the arm loses on average, counting nothing where it is better: E max(0, -lift) = sd (phi(z) - z
         Phi(-z)), z = mean / sd in the direction of improvement. The other arm's loss is that of the opposite sign.
 
-        (Raiffa and Schlaifer 1961, "Applied statistical decision theory", section 5.4.2: the unit normal linear loss.)
+        (Raiffa and Schlaifer 1961, "Applied statistical decision theory": the unit normal linear loss.)
         """
         z = _sign(sign) * self.mean / self.sd
         density = math.exp(-0.5 * z * z) / math.sqrt(2 * math.pi)

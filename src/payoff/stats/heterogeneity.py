@@ -30,7 +30,7 @@ def interaction(values: Sequence[float], ses: Sequence[float], dfs: Sequence[flo
     estimates from different experiments") on K - 1 degrees of freedom.
 
     With ``dfs``, the degrees of freedom of each standard error, the p-value is that of Welch's F (1951, "On the comparison of several
-    mean values", eq. 28), because Q takes each standard error for the true one: with 20 classes of 12 units its 5% are 10%.
+    mean values"), because Q takes each standard error for the true one: with 20 classes of 12 units its 5% are 10%.
     """
     y, se = _effects(values, ses)
     k = len(y)
@@ -61,7 +61,7 @@ def gail_simon(values: Sequence[float], ses: Sequence[float], dfs: Sequence[floa
 
     Q+ and Q- are the sums of (d / s)^2 over effects above and below zero; the smaller one is compared with a mixture of chi-squares:
     p = sum over h = 1..K-1 of binomial(h; K - 1, 1/2) P(chi2_h > Q) (Gail and Simon 1985, "Testing for qualitative interactions between
-    treatment effects and patient subsets", eq. 5). It is 1 where all point estimates agree in sign. With ``dfs`` each d / s is first
+    treatment effects and patient subsets"). It is 1 where all point estimates agree in sign. With ``dfs`` each d / s is first
     taken from Student's t to the normal at the same probability.
     """
     y, se = _effects(values, ses)
@@ -125,7 +125,7 @@ def partial_pooling(
     y, s2 = (y - centre) / unit, (se / unit) ** 2
     # u = ln(tau / s0): from no spread that could be told from none, to as wide as the estimates themselves allow
     top = max(4.0, math.log(float(np.ptp(y)) + float(np.abs(y).max()) + 1.0) + 3.0)
-    u = np.linspace(-6.0, top, 600)
+    u = np.linspace(-6.0, top, 300)
     tau2 = np.exp(2 * u)
     v = s2 + tau2[:, np.newaxis]  # (grid, K)
     log_prior = u - np.log1p(tau2 / _SCALE**2)
@@ -167,10 +167,15 @@ def partial_pooling(
 
 
 def _mixture_quantile(q: float, weight: FloatArray, centres: FloatArray, spreads: FloatArray) -> FloatArray:
-    """The ``q`` quantile of each column's mixture of normals, by bisection; ``centres`` and ``spreads`` are (grid, K)."""
-    low = (centres - 40 * spreads).min(axis=0)
-    high = (centres + 40 * spreads).max(axis=0)
-    for _ in range(60):
+    """The ``q`` quantile of each column's mixture of normals; ``centres`` and ``spreads`` are (grid, K).
+
+    By bisection between the smallest and the largest of the normals' own quantiles, where it must lie.
+    """
+    kept = weight > 1e-12 * weight.max()
+    weight, centres, spreads = weight[kept] / weight[kept].sum(), centres[kept], spreads[kept]
+    own = centres + float(special.ndtri(q)) * spreads
+    low, high = own.min(axis=0), own.max(axis=0)
+    for _ in range(40):
         middle = (low + high) / 2
         below = weight @ special.ndtr((middle - centres) / spreads) < q
         low, high = np.where(below, middle, low), np.where(below, high, middle)
@@ -212,7 +217,7 @@ def trend(values: ArrayLike, covariance: ArrayLike, times: ArrayLike, df: float 
 
     With ``df``, the degrees of freedom of the estimated ``covariance``, the slope is tested as exactly as for normal
     values: Student's t on df - K + 2, its variance grown by df / (df - K + 2) (1 + r / df), r the residual chi-square about the line (Rao 1967,
-    "Least squares theory using an estimated dispersion matrix"; Grizzle and Allen 1969, section 3). Without it the covariance is taken for the
+    "Least squares theory using an estimated dispersion matrix"; Grizzle and Allen 1969). Without it the covariance is taken for the
     true one, which is too sure of itself unless there are far more units than steps.
     """
     y, cov, scale = _steps(values, covariance)
@@ -260,7 +265,7 @@ def simultaneous_band(correlation: ArrayLike, level: float, rng: np.random.Gener
     """The number of standard errors either side at which a band of K estimates covers all of them together at ``level``.
 
     The ``level`` quantile of max |Z| for Z normal with the estimates' ``correlation`` (K, K), by simulation (the sup-t band; Montiel
-    Olea and Plagborg-Moller 2019, "Simultaneous confidence bands", section 2). With 40,000 draws it errs by about 0.01. Never below the
+    Olea and Plagborg-Moller 2019, "Simultaneous confidence bands"). With 40,000 draws it errs by about 0.01. Never below the
     pointwise value, nor above Bonferroni's.
     """
     if not 0 < level < 1:

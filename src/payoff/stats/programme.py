@@ -69,7 +69,7 @@ def lee_shen_total(
 ) -> Difference:
     """The total effect of the experiments whose z is above ``critical`` in the direction of ``sign``, less its estimated bias.
 
-    Lee and Shen 2018 ("Winner's curse: bias estimation for total effects of features in online controlled experiments", section 2): the
+    Lee and Shen 2018 ("Winner's curse: bias estimation for total effects of features in online controlled experiments"): the
     sum over the winners is too high by sum of s_i phi(critical - a_i / s_i) on average, over ALL experiments, winners or not, a_i being
     the true effects; the estimates are put in their place. It needs no distribution of effects, but a rule of selection that was kept to.
     The standard error is that of the corrected sum about the winners' true total, term by term, in closed form at the same estimates,

@@ -25,7 +25,7 @@ def always_valid(
     """An asymptotic confidence sequence: at ``level`` for all looks together, whenever and however often they are made.
 
     value -+ se sqrt((n + rho) / n  ln((n + rho) / (rho (1 - level)^2))): Waudby-Smith, Arbour, Sinha, Kennedy, Ramdas
-    2021 ("Time-uniform central limit theory and asymptotic confidence sequences", eq. 9, with rho the inverse of their
+    2021 ("Time-uniform central limit theory and asymptotic confidence sequences", with rho the inverse of their
     rho squared), from the normal mixture of Robbins 1970 and Howard, Ramdas, McAuliffe, Sekhon 2021, eq. 14. ``n``
     counts the units of both arms, ``se`` is the standard error at n. rho is chosen so that the sequence is about
     tightest at ``tightest_at`` units for an error of ``design_alpha``: it is fixed by the design, so that the intervals
@@ -119,8 +119,8 @@ def repeated_interval(value: float, se: float, critical: float) -> tuple[float, 
 def repeated_p(z: float, information: Sequence[float], spending: Spending) -> float:
     """The smallest error over all looks at which ``z``, at the last of ``information``, reaches its boundary.
 
-    So p <= alpha exactly when the repeated interval at 1 - alpha excludes the null (Jennison and Turnbull 2000, section
-    9.4). It is 1 where no error below one would do.
+    So p <= alpha exactly when the repeated interval at 1 - alpha excludes the null (Jennison and Turnbull 2000, chapter
+    9). It is 1 where no error below one would do.
     """
     if not math.isfinite(z):
         raise ValueError("a z statistic must be a finite number")
@@ -173,7 +173,7 @@ def error_of_peeking(information: Sequence[float], alpha: float) -> float:
     """The chance of a false finding at some look, when an interval made for one look at ``alpha`` is read at them all.
 
     ``information`` is what was in at each look, on any scale (Armitage, McPherson, Rowe 1969, "Repeated significance tests
-    on accumulating data", table 2: 14% for five equal steps at 5%).
+    on accumulating data": 14% for five equal steps at 5%).
     """
     z = -float(special.ndtri(_open("an error rate", alpha) / 2))
     return min(1.0, max(alpha, sum(crossing(information, [z] * len(information)))))
