@@ -153,6 +153,9 @@ class ExperimentMethod:
             return refusal
         treatments = sorted(arm for arm in data.exposed if arm != control)
         reader = Reader(design, data, control, treatments)
+        spent = reader.rule.spent()
+        if spent is not None:
+            return Refusal(name, spent, f"find that look with: payoff show {name} --history")
         readings: list[Reading] = []
         refusals: list[Refusal] = []
         for use in design.metrics:
@@ -293,7 +296,7 @@ class ExperimentMethod:
         arms: list[Arm] = []
         no_lift: list[Assumption] = []
         for r in readings:
-            for arm, level in r.levels.items():
+            for arm, level in r.plain.items():  # what the arm's own units did; adjustment is of the comparison
                 low, high = level.interval(design.level)
                 arms.append(Arm(arm, r.use.name, r.units[arm], level.value, low, high, r.unit))
             for arm, gap in r.differences.items():

@@ -59,6 +59,16 @@ class Rule:
             return value - half, value + half
         return Normal(se, df).interval(value, level)
 
+    def spent(self) -> str | None:
+        """Why this look can show nothing, or None: an earlier one had all the planned units, and the whole error rate."""
+        if self.kind != "group_sequential":
+            return None
+        try:
+            _critical(self.information, self.alpha, self.spending)
+        except ValueError as error:
+            return str(error)
+        return None
+
     def p_value(self, value: float, se: float, df: float, n: int) -> float:
         if self.kind == "always_valid":
             return sequential.always_valid_p(value, se, n, self.tightest_at, self.alpha)
