@@ -237,8 +237,14 @@ def test_the_project_is_found_upwards(shop: Path, monkeypatch: pytest.MonkeyPatc
         (["run", "--seed", "-1"], "--seed"),
         (["run", "--today", "tomorrow"], "--today is a day such as 2026-11-22, which 'tomorrow' is not"),
         (["run", "--out", "no/such/place.json"], "there is no folder"),
-        (["run", "pricin"], "'pricin' is not an experiment or a claim of this project; did you mean 'pricing'?"),
-        (["explain", "metrics.buyers"], "'metrics.buyers' is not an experiment or a claim of this project"),
+        (
+            ["run", "pricin"],
+            "'pricin' is not an experiment, a claim or a programme of this project; did you mean 'pricing'?",
+        ),
+        (
+            ["explain", "metrics.buyers"],
+            "'metrics.buyers' is not an experiment, a claim or a programme of this project",
+        ),
         (["show"], "no ledger"),
         (["report", "bord"], "'bord' is not a report of this project; did you mean 'board'?"),
         (["show", "--sql", "--runs"], "ask for one of them"),

@@ -337,7 +337,9 @@ class Project:
                 )
             if not found:
                 known = [n for entries in kinds.values() for n in entries]
-                raise UsageError(f"'{name}' is not an experiment or a claim of this project{did_you_mean(bare, known)}")
+                raise UsageError(
+                    f"'{name}' is not an experiment, a claim or a programme of this project{did_you_mean(bare, known)}"
+                )
             asked[found[0]].append(bare)
         chosen = asked["experiments"]
         for claim in asked["claims"]:
