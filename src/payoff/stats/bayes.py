@@ -12,7 +12,8 @@ from payoff.estimate import t_quantile
 
 @dataclass(frozen=True, slots=True)
 class NormalPosterior:
-    """The lift given the data: normal with ``mean`` and ``sd`` (0.05 is +5%). ``sign`` is 1 where up is better, -1 where down is."""
+    """The lift given the data: normal with ``mean`` and ``sd`` (0.05 is +5%). ``sign`` is 1 where up is better, -1
+    where down is."""
 
     mean: float
     sd: float
@@ -46,8 +47,8 @@ class NormalPosterior:
 def normal_posterior(value: float, se: float, prior_mean: float, prior_sd: float) -> NormalPosterior:
     """The posterior of a lift seen as ``value`` with standard error ``se``, under a normal prior on the lift.
 
-    Precisions add, and the mean is weighted by them (Gelman et al. 2013, "Bayesian data analysis", eq. 2.10). Raises ValueError when a number is not finite, or a
-    spread not above zero.
+    Precisions add, and the mean is weighted by them (Gelman et al. 2013, "Bayesian data analysis", eq. 2.10). Raises
+    ValueError when a number is not finite, or a spread not above zero.
     """
     if not (math.isfinite(value) and math.isfinite(prior_mean)):
         raise ValueError(f"a lift and its prior mean must be finite numbers, not {value} and {prior_mean}")

@@ -52,14 +52,15 @@ def benjamini_hochberg(p: Sequence[float]) -> tuple[float, ...]:
 def holm_family(p: Sequence[float], interval: Interval, level: float, values: Sequence[float]) -> Corrected:
     """Holm's p-values, with Bonferroni's intervals at 1 - alpha / m cut at zero where Holm finds an effect.
 
-    Holm finds more than Bonferroni does, so an interval at 1 - alpha / m may still hold zero where Holm excludes it. Zero and
-    all beyond it on the other side of the value then go, and nothing else does: what a rejection says, and no more (after
-    Guilbaud 2008 and Strassburger and Bretz 2008, "Compatible simultaneous lower confidence bounds for the Holm procedure",
-    whose one-sided bounds also stop at zero). The cut end is zero itself, excluded; it is written as a number next to it.
+    Holm finds more than Bonferroni does, so an interval at 1 - alpha / m may still hold zero where Holm excludes it.
+    Zero and all beyond it on the other side of the value then go, and nothing else does: what a rejection says, and
+    no more (after Guilbaud 2008 and Strassburger and Bretz 2008, "Compatible simultaneous lower confidence bounds for
+    the Holm procedure", whose one-sided bounds also stop at zero). The cut end is zero itself, excluded; it is
+    written as a number next to it.
 
     What holds: the chance that any interval wrongly excludes zero is at most alpha, for the whole family; each single
-    interval misses its truth with chance alpha at most. That all cover at once holds at 1 - 2 alpha at least, for a wrong
-    cut may come on top of a miss elsewhere (at 1 - alpha where nothing is cut).
+    interval misses its truth with chance alpha at most. That all cover at once holds at 1 - 2 alpha at least, for a
+    wrong cut may come on top of a miss elsewhere (at 1 - alpha where nothing is cut).
     """
     adjusted = holm(p)
     alpha = _alpha(level)
@@ -71,12 +72,13 @@ def holm_family(p: Sequence[float], interval: Interval, level: float, values: Se
 def benjamini_hochberg_family(
     p: Sequence[float], interval: Interval, level: float, values: Sequence[float]
 ) -> Corrected:
-    """Benjamini and Hochberg's p-values, with intervals whose false coverage rate is alpha: 1 - R alpha / m for R findings.
+    """Benjamini and Hochberg's p-values, with intervals whose false coverage rate is alpha: 1 - R alpha / m for R
+    findings.
 
-    Of the intervals of the findings at most alpha miss on average (Benjamini and Yekutieli 2005, "False discovery rate-adjusted
-    multiple confidence intervals for selected parameters"). A finding has p <= R alpha / m, so its interval excludes zero;
-    what was not found has p > (R + 1) alpha / m, so that at the same level its interval holds zero. With no finding the level is 1 -
-    alpha / m, which one more finding would have needed.
+    Of the intervals of the findings at most alpha miss on average (Benjamini and Yekutieli 2005, "False discovery
+    rate-adjusted multiple confidence intervals for selected parameters"). A finding has p <= R alpha / m, so its
+    interval excludes zero; what was not found has p > (R + 1) alpha / m, so that at the same level its interval holds
+    zero. With no finding the level is 1 - alpha / m, which one more finding would have needed.
     """
     adjusted = benjamini_hochberg(p)
     alpha = _alpha(level)

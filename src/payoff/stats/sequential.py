@@ -78,14 +78,15 @@ _SAME = 2.5e-5
 def boundaries(information: Sequence[float], alpha: float, spending: Spending) -> tuple[float, ...]:
     """The critical |z| at each look so far, two-sided and symmetric, for an error of ``alpha`` over all looks together.
 
-    ``information`` is the share of the planned information in at each look, rising, spaced as it happened (Lan and DeMets
-    1983, "Discrete sequential boundaries for clinical trials"): each look spends what the spending function allows up to
-    there and no earlier look has. On each side, with a = alpha / 2, "obrien_fleming" allows 2 - 2 Phi(z_{a/2} / sqrt(t))
-    and "pocock" a ln(1 + (e - 1) t), as in ldbounds and gsDesign. A look at or beyond all planned information spends all
-    that is left, so later looks would have nothing: they are refused. Looks nearer than 1 in 40,000 count as one.
+    ``information`` is the share of the planned information in at each look, rising, spaced as it happened (Lan and
+    DeMets 1983, "Discrete sequential boundaries for clinical trials"): each look spends what the spending function
+    allows up to there and no earlier look has. On each side, with a = alpha / 2, "obrien_fleming" allows 2 - 2
+    Phi(z_{a/2} / sqrt(t)) and "pocock" a ln(1 + (e - 1) t), as in ldbounds and gsDesign. A look at or beyond all
+    planned information spends all that is left, so later looks would have nothing: they are refused. Looks nearer
+    than 1 in 40,000 count as one.
 
-    By recursive numerical integration (Armitage, McPherson, Rowe 1969; Jennison and Turnbull 2000, chapter 19). A look too
-    early to have any error to spend has a critical value of about 37, which nothing crosses.
+    By recursive numerical integration (Armitage, McPherson, Rowe 1969; Jennison and Turnbull 2000, chapter 19). A
+    look too early to have any error to spend has a critical value of about 37, which nothing crosses.
     """
     _open("an error rate", alpha)
     times = _looks(information)
@@ -110,8 +111,8 @@ def boundaries(information: Sequence[float], alpha: float, spending: Spending) -
 
 
 def repeated_interval(value: float, se: float, critical: float) -> tuple[float, float]:
-    """value -+ critical se: with the critical values of `boundaries`, at its level over all looks together (Jennison and
-    Turnbull 1989, "Interim analyses: the repeated confidence interval approach")."""
+    """value -+ critical se: with the critical values of `boundaries`, at its level over all looks together (Jennison
+    and Turnbull 1989, "Interim analyses: the repeated confidence interval approach")."""
     _estimate(value, se)
     return value - critical * se, value + critical * se
 
@@ -172,8 +173,8 @@ def crossing(information: Sequence[float], critical: Sequence[float]) -> tuple[f
 def error_of_peeking(information: Sequence[float], alpha: float) -> float:
     """The chance of a false finding at some look, when an interval made for one look at ``alpha`` is read at them all.
 
-    ``information`` is what was in at each look, on any scale (Armitage, McPherson, Rowe 1969, "Repeated significance tests
-    on accumulating data": 14% for five equal steps at 5%).
+    ``information`` is what was in at each look, on any scale (Armitage, McPherson, Rowe 1969, "Repeated significance
+    tests on accumulating data": 14% for five equal steps at 5%).
     """
     z = -float(special.ndtri(_open("an error rate", alpha) / 2))
     return min(1.0, max(alpha, sum(crossing(information, [z] * len(information)))))
@@ -183,8 +184,8 @@ def error_of_peeking(information: Sequence[float], alpha: float) -> float:
 class _Walk:
     """z over the looks under the null, as long as no boundary was crossed: its density over (0, boundary), by symmetry.
 
-    z_k given z_j = x is normal with mean x sqrt(t_j / t_k) and variance 1 - t_j / t_k. ``mass`` is the density at ``nodes``
-    times the weights of Gauss-Legendre quadrature; ``at`` the look it is of.
+    z_k given z_j = x is normal with mean x sqrt(t_j / t_k) and variance 1 - t_j / t_k. ``mass`` is the density at
+    ``nodes`` times the weights of Gauss-Legendre quadrature; ``at`` the look it is of.
     """
 
     times: tuple[float, ...]
