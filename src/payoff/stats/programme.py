@@ -80,7 +80,7 @@ def lee_shen_total(
     bootstrap.
 
     A second opinion. In the simulations of `programme_total` it takes out most of the bias where changes work, but
-    overcorrects where hardly any does, and its error is 1.1 to 3.8 times the shrunk total's; its 95% intervals cover
+    overcorrects where hardly any does, and its error is 1.1 to 4.0 times the shrunk total's; its 95% intervals cover
     92% to 99%, but 74% to 81% with five experiments of which hardly any works. Raises ValueError when nothing was
     above ``critical``.
     """
