@@ -93,6 +93,8 @@ def test_what_was_shipped_is_what_won_unless_named(tmp_path: Path) -> None:
     assert isinstance(result, Result)
     assert result.estimate("revenue", estimand="programme total").contrast == "shipped: e1, e2"
     assert result.verdict == "positive"
+    raw, less = (result.estimate("revenue", estimand=f"programme total{x}").value for x in ("", ", less its bias"))
+    assert less < raw
 
 
 def test_two_experiments_cannot_tell_luck_from_effect(tmp_path: Path) -> None:

@@ -121,9 +121,25 @@ class ProgrammeMethod:
                 "programme total, shrunk", f"shipped: {listed}", total.shrunk.value, Normal(total.shrunk.se), kept, True
             )
         )
+        if (
+            declared.shipped is None
+        ):  # the winners' own rule of selection is known, which this needs and the shrunk total does not
+            z = Normal(1.0).interval(0.0, level)[1]
+            if any(sign * v > z * s for v, s in zip(values, ses, strict=True)):
+                second = programme.lee_shen_total(values, ses, critical=z, sign=sign)
+                estimates.append(
+                    estimate(
+                        "programme total, less its bias",
+                        f"shipped: {listed}",
+                        second.value,
+                        Normal(second.se),
+                        kept,
+                        False,
+                    )
+                )
         held, agreement = self._holdout(declared, results, total.shrunk, unit, level)
         estimates += held
-        low, high = estimates[2 * len(pieces) + 1].interval()
+        low, high = total.shrunk.interval(level)
         better, best = (low, high) if sign > 0 else (-high, -low)
         verdict: Verdict = "positive" if better > 0 else "negative" if best < 0 else "not conclusive"
         grades = [r.grade for p in pieces if isinstance(r := results.get(p.name), Result)]

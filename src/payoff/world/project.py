@@ -70,7 +70,6 @@ experiments:
     secondary: [open_rate, order_rate, revenue_per_email]
     guardrails: [unsubscribe_rate]
     stop: {rule: fixed, at: %(campaign_stop)s, mde: 0.01}
-    adjust: {cuped: true, period: 28d, attributes: [value_tier, tenure]}   # what was known before the e-mail
     segments: [tenure]
 values:
   gross_margin: {value: 0.35, low: 0.31, high: 0.39, per: USD of revenue, source: "Finance plan, contribution margin", owner: cfo@acme.example, expires: %(expires)s}
@@ -105,7 +104,7 @@ experiments:
     secondary: [conversion, aov, rec_clicks]
     guardrails: [return_rate]
     stop: {rule: fixed, at: %(through)s}
-    adjust: {cuped: true, period: 90d, attributes: [value_tier]}
+    adjust: {cuped: true, period: 90d, attributes: [value_tier]}   # what was known before: shorter intervals
     segments: [tenure, value_tier]
     over_time: {every: 15d}
     cumulative: {every: 28d}

@@ -180,7 +180,7 @@ class Reader:
         try:
             if use.metric.kind == "quantile":
                 if arm not in numbers.quantiles:
-                    raise ValueError("no row has a value")
+                    raise ValueError(numbers.no_quantile.get(arm, "no row has a value"))
                 found = numbers.quantiles[arm]
                 return quantile.level(found.value, found.low, found.high, found.n, 1 - design.alpha)
             assert m is not None
