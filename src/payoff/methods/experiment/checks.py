@@ -10,10 +10,11 @@ from payoff.estimate import t_quantile
 from payoff.methods.experiment.design import ExperimentDesign, MetricUse, Reading
 from payoff.methods.experiment.reading import Reader, units_of
 from payoff.methods.experiment.when import around_of
-from payoff.methods.experiment.who import few_units_checks
+from payoff.methods.experiment.who import few_units_checks, size_column
 from payoff.result import Check, Closer
 from payoff.spec import nouns
 from payoff.stats import adjust, compare
+from payoff.stats.moments import Moments
 from payoff.warehouse.measures import metric_need
 from payoff.warehouse.needs import ROWS, ArmsData, MetricMoments
 from payoff.warehouse.sources import from_us, to_us
@@ -36,7 +37,7 @@ def run_checks(reader: Reader, readings: list[Reading], closer: Closer) -> list[
         *few_units_checks(reader, readings),
         *_distribution_checks(data, readings, closer),
         *_adjustment_checks(reader, readings),
-        *_structure_checks(design, data, closer),
+        *_structure_checks(design, data, readings, closer),
         _order_check(reader, readings),
         *_trust_checks(readings),
     ]
@@ -500,10 +501,22 @@ def _adjustment_checks(reader: Reader, readings: list[Reading]) -> list[Check]:
 
 
 FEW_CLUSTERS = 20
-"""Clusters in an arm below which their own scatter is poorly known (Cameron, Gelbach, Miller 2008 put trouble at 5 to 30)."""
+"""Even clusters in an arm below which their own scatter is poorly known (Cameron, Gelbach, Miller 2008 put trouble at 5 to 30)."""
 
 
-def _structure_checks(design: ExperimentDesign, data: ArmsData, closer: Closer) -> list[Check]:
+def even_clusters(sizes: Moments) -> float:
+    """As how many clusters of one size an arm's clusters count, from the Moments of their sizes.
+
+    n / (1 + G), G the squared coefficient of variation of what each adds to the variance (Carter, Schnepel, Steigerwald 2017,
+    "Asymptotic behavior of a t-test robust to cluster heterogeneity"): sizes m where units of a cluster are not alike, m^2
+    where they are. With c the squared coefficient of variation of m, 1 + G is then 1 + c, or (1 + c)^4 for lognormal m; how
+    alike they are is not known here, so it is taken as (1 + c)^2.
+    """
+    mean, var = float(sizes.mean[0]), float(sizes.var[0])
+    return sizes.n / (1 + var / mean**2) ** 2 if mean > 0 else 0.0
+
+
+def _structure_checks(design: ExperimentDesign, data: ArmsData, readings: list[Reading], closer: Closer) -> list[Check]:
     out: list[Check] = []
     clusters = data.cluster
     if clusters is None:
@@ -511,14 +524,26 @@ def _structure_checks(design: ExperimentDesign, data: ArmsData, closer: Closer) 
     else:
         fewest = min(clusters.clusters.values(), default=0)
         total = sum(clusters.clusters.values())
-        bad = fewest < FEW_CLUSTERS or clusters.largest > 0.2 or clusters.several_arms > 0 or clusters.without > 0
+        even = float(fewest)
+        for r in readings:
+            numbers = data.metrics[r.use.name]
+            if not numbers.quantiles:
+                sizes = [numbers.moments[arm].take([size_column(r)]) for arm in r.levels]
+                even = min(even, *(even_clusters(m) for m in sizes))
+        few = even < FEW_CLUSTERS
+        bad = few or clusters.largest > 0.2 or clusters.several_arms > 0 or clusters.without > 0
         parts = [
             f"{total:,} clusters ({', '.join(f'{arm} {n:,}' for arm, n in sorted(clusters.clusters.items()))}), {clusters.single:,}"
             " of them with one unit",
             f"the largest holds {clusters.largest:.0%} of the units of its arm",
         ]
-        if fewest < FEW_CLUSTERS:
-            parts.append(f"with fewer than {FEW_CLUSTERS} in an arm the interval may be too short")
+        if few:
+            uneven = (
+                ""
+                if fewest < FEW_CLUSTERS
+                else f"their sizes differ so that an arm's count as {even:.0f} of one size; "
+            )
+            parts.append(f"{uneven}with fewer than {FEW_CLUSTERS} in an arm the interval may be too short")
         if clusters.several_arms:
             parts.append(f"{clusters.several_arms:,} clusters were seen in several arms and are left out")
         if clusters.without:
