@@ -381,7 +381,7 @@ def srm(counts: Mapping[str, int], shares: Mapping[str, float]) -> ChiSquare:
     return _chi_square(statistic, len(arms) - 1, float(expected.min()))
 
 
-def missingness(n_with: Mapping[str, int], n_all: Mapping[str, int]) -> ChiSquare:
+def missingness(n_with: Mapping[str, int], n_all: Mapping[str, int], design_effect: float = 1.0) -> ChiSquare:
     """Does the share of units that have a value differ between arms? Pearson's chi-square of arm by has-a-value.
 
     Raises ValueError when every unit, or no unit, has a value: there is then nothing to compare. Look at that first.
@@ -403,7 +403,7 @@ def missingness(n_with: Mapping[str, int], n_all: Mapping[str, int]) -> ChiSquar
         raise ValueError(f"{'every' if share else 'no'} unit has a value, so there is nothing to compare")
     with_value, without = size * share, size * (1 - share)
     statistic = float(((having - with_value) ** 2 * (1 / with_value + 1 / without)).sum())
-    return _chi_square(statistic, len(arms) - 1, float(min(with_value.min(), without.min())))
+    return _chi_square(statistic / design_effect, len(arms) - 1, float(min(with_value.min(), without.min())))
 
 
 Sides = Literal[1, 2]

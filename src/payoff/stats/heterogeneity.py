@@ -305,10 +305,10 @@ def effect_interaction(
     return Difference(value, math.sqrt(v), 1.0 / sum((cell.variance / v) ** 2 / cell.df for cell in cells))
 
 
-def assignment_dependence(counts: Sequence[Sequence[int]]) -> ChiSquare:
+def assignment_dependence(counts: Sequence[Sequence[int]], design_effect: float = 1.0) -> ChiSquare:
     """Are units' arms in two experiments independent? Pearson's chi-square of a table, this one's arms by the other's.
 
-    Arms without any unit are left out. Raises ValueError when fewer than two of either remain.
+    ``design_effect`` is for units that were not drawn one by one: the statistic is divided by it (Rao and Scott 1981). Arms without any unit are left out. Raises ValueError when fewer than two of either remain.
     """
     table = np.asarray(counts, dtype=np.float64)
     if table.ndim != 2 or not np.isfinite(table).all() or (table < 0).any():
@@ -319,7 +319,7 @@ def assignment_dependence(counts: Sequence[Sequence[int]]) -> ChiSquare:
             "the units in both experiments are in one arm only of one of them, so there is nothing to compare"
         )
     expected = np.outer(table.sum(axis=1), table.sum(axis=0)) / table.sum()
-    statistic = float(((table - expected) ** 2 / expected).sum())
+    statistic = float(((table - expected) ** 2 / expected).sum()) / design_effect
     df = (table.shape[0] - 1) * (table.shape[1] - 1)
     return ChiSquare(statistic, df, float(special.chdtrc(df, statistic)), float(expected.min()))
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 
 from payoff import formats
 from payoff.estimate import t_quantile
 from payoff.methods.experiment.design import ExperimentDesign, MetricUse, Reading
 from payoff.methods.experiment.reading import Reader, units_of
 from payoff.methods.experiment.when import around_of
-from payoff.methods.experiment.who import few_units_checks, size_column
+from payoff.methods.experiment.who import design_effect, few_units_checks, size_column
 from payoff.result import Check, Closer
 from payoff.spec import nouns
 from payoff.stats import adjust, compare
@@ -27,13 +28,13 @@ _UNREAD_OPENS = re.compile(r"(^|_)opens?(_|$)", re.IGNORECASE)
 
 
 def run_checks(reader: Reader, readings: list[Reading], closer: Closer) -> list[Check]:
-    design, data, control = reader.design, reader.data, reader.control
+    design, data = reader.design, reader.data
     return [
-        _srm(design, data),
+        _srm(reader, readings),
         *_row_checks(design, data),
         _freshness_check(design, data, readings),
         *_plan_checks(reader, readings, closer),
-        *_value_checks(data, readings, control),
+        *_value_checks(reader, readings),
         *few_units_checks(reader, readings),
         *_distribution_checks(data, readings, closer),
         *_adjustment_checks(reader, readings),
@@ -43,18 +44,30 @@ def run_checks(reader: Reader, readings: list[Reading], closer: Closer) -> list[
     ]
 
 
-def _srm(design: ExperimentDesign, data: ArmsData) -> Check:
+def _srm(reader: Reader, readings: list[Reading]) -> Check:
+    """Are the arms of the planned sizes, and did as many trigger in each? Counted are what was assigned: clusters, or units.
+
+    Units of clusters would be counted as independent: with 10 in each a fair split fails every third time.
+    """
+    design, data = reader.design, reader.data
     split = design.experiment.assignment.split
-    counts = dict(data.exposed)
+    assigned = {arm: n + data.untriggered.get(arm, 0) for arm, n in data.exposed.items()}
+    of = ""
+    counts = assigned
+    if data.cluster is not None and set(data.cluster.clusters) == set(assigned):
+        counts, of = dict(data.cluster.clusters), f" {formats.human(design.experiment.cluster or '')}s"
+    triggers = _trigger_shares(reader, readings, assigned)
+    if triggers is not None and triggers.status == "fail":
+        return triggers
     if split is None and design.experiment.type == "holdout":
-        return Check(
+        return triggers or Check(
             "srm", "not-run", None, "no split is declared for this holdout, so its size has nothing to be held against"
         )
     shares = {arm: (split[arm] if split else 1.0) for arm in counts}
     test = compare.srm(counts, shares)
     total, planned = sum(counts.values()), sum(shares.values())
     seen = ", ".join(
-        f"{arm} {n:,} ({formats.exact(round(n / total, 4), formats.unit('share'))}, planned"
+        f"{arm} {n:,}{of} ({formats.exact(round(n / total, 4), formats.unit('share'))}, planned"
         f" {formats.exact(round(shares[arm] / planned, 4), formats.unit('share'))})"
         for arm, n in sorted(counts.items())
     )
@@ -67,8 +80,35 @@ def _srm(design: ExperimentDesign, data: ArmsData) -> Check:
             f"sample ratio mismatch: {seen}{basis}; {formats.p_value(test.p_value)}. Something removes or adds units unevenly,"
             " so the arms are not comparable; find it before reading any figure",
         )
+    also = "" if triggers is None else f"; {triggers.detail}"
     return Check(
-        "srm", "pass", test.statistic, f"arms have the planned sizes: {seen}{basis}; {formats.p_value(test.p_value)}"
+        "srm",
+        "pass",
+        test.statistic,
+        f"arms have the planned sizes: {seen}{basis}; {formats.p_value(test.p_value)}{also}",
+    )
+
+
+def _trigger_shares(reader: Reader, readings: list[Reading], assigned: Mapping[str, int]) -> Check | None:
+    """Does the share of assigned units that trigger differ between arms? None where all did, or there is no trigger."""
+    data = reader.data
+    if not sum(data.untriggered.values()):
+        return None
+    # sizes are known of triggered units only: at worst their clusters were larger before, by as much as did not trigger
+    effect = max(design_effect(reader, r) for r in readings)
+    effect *= sum(assigned.values()) / sum(data.exposed.values()) if effect > 1 else 1.0
+    test = compare.missingness(data.exposed, assigned, effect)
+    shares = ", ".join(f"{arm} {data.exposed[arm] / assigned[arm]:.2%}" for arm in sorted(assigned))
+    if test.p_value < SRM_ALARM:
+        return Check(
+            "srm",
+            "fail",
+            test.statistic,
+            f"the share of assigned units that trigger differs between arms: {shares}; {formats.p_value(test.p_value)}. The arm"
+            " changes who triggers, or the trigger is not recorded alike, so those who triggered are not comparable",
+        )
+    return Check(
+        "srm", "pass", test.statistic, f"as many trigger in each arm: {shares}; {formats.p_value(test.p_value)}"
     )
 
 
@@ -357,7 +397,8 @@ def _peeking(closer: Closer) -> Check:
     )
 
 
-def _value_checks(data: ArmsData, readings: list[Reading], control: str) -> list[Check]:
+def _value_checks(reader: Reader, readings: list[Reading]) -> list[Check]:
+    data, control = reader.data, reader.control
     out: list[Check] = []
     for r in readings:
         numbers: MetricMoments = data.metrics[r.use.name]
@@ -366,7 +407,7 @@ def _value_checks(data: ArmsData, readings: list[Reading], control: str) -> list
         # a ratio of sums stays a fair comparison when fewer units take part; an average over those who do does not
         if having == eligible or r.use.metric.kind in ("ratio", "rate", "quantile"):
             continue
-        test = compare.missingness(having, eligible)
+        test = compare.missingness(having, eligible, design_effect(reader, r))
         shares = ", ".join(f"{arm} {having[arm] / eligible[arm]:.1%}" for arm in having)
         if test.p_value < SRM_ALARM:
             out.append(

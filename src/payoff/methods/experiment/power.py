@@ -21,12 +21,12 @@ from payoff import formats
 from payoff.errors import DataError, UsageError
 from payoff.methods.experiment import ExperimentMethod
 from payoff.methods.experiment.design import ExperimentDesign, MetricUse
-from payoff.methods.experiment.reading import adjusted_levels, plain_level, scale_of
+from payoff.methods.experiment.reading import adjusted_levels, plain_level, scale_of, stratified_levels
 from payoff.methods.experiment.rule import TIGHTEST_AT
 from payoff.methods.experiment.words import remedy
 from payoff.result import Refusal
 from payoff.spec import nouns
-from payoff.stats import adjust, compare, quantile, sequential
+from payoff.stats import compare, quantile, sequential
 from payoff.stats.moments import Moments
 from payoff.warehouse.history import Arrivals, Candidate, Pretended
 from payoff.warehouse.measures import is_ratio, measures_of, unit_of
@@ -711,8 +711,8 @@ class _Planner:
                 if not classes:
                     return 0.0, (), []
                 strata = {c: {"a": arms[ARM], "b": arms[ARM]} for c, arms in classes.items() if ARM in arms}
-                kind: adjust.Kind = "ratio" if is_ratio(use.metric) or self.clustered else "mean"
-                r2 = adjust.post_stratified(strata, kind=kind, scale=scale_of(use)).r2["a"]
+                whole = {"a": numbers.moments[ARM], "b": numbers.moments[ARM]}
+                r2 = stratified_levels(self.design, use, whole, strata).r2["a"]
                 return max(0.0, r2), (wanted.post_stratify,), []
             if not numbers.covariates:
                 return 0.0, (), []

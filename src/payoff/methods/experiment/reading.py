@@ -39,6 +39,25 @@ def adjusted_levels(design: ExperimentDesign, use: MetricUse, by_arm: Mapping[st
     return adjust.adjusted_levels(by_arm, kind="ratio" if ratio else "mean", scale=scale_of(use), size=size)
 
 
+def stratified_levels(
+    design: ExperimentDesign,
+    use: MetricUse,
+    by_arm: Mapping[str, Moments],
+    strata: Mapping[str, Mapping[str, Moments]],
+) -> Adjusted:
+    """The same by class. Raises ValueError where clusters have units in several classes: their parts are not independent."""
+    ratio, cluster = is_ratio(use.metric), design.experiment.cluster
+    if cluster is None:
+        return adjust.post_stratified(strata, kind="ratio" if ratio else "mean", scale=scale_of(use))
+    for arm, m in by_arm.items():
+        if sum(classes[arm].n for classes in strata.values() if arm in classes) != m.n:
+            raise ValueError(
+                f"not every {cluster} lies whole in one class, so classes cannot be weighed as independent"
+            )
+    size = 2 if ratio else 1
+    return adjust.post_stratified(strata, kind="ratio" if ratio else "mean", scale=scale_of(use), size=size)
+
+
 @dataclass(frozen=True, slots=True)
 class Comparison:
     """Levels by arm with their covariances, control first."""
@@ -65,9 +84,7 @@ def compared(
     plain = {arm: plain_level(design, use, m) for arm, m in by_arm.items()}
     try:
         if strata is not None:
-            found = adjust.post_stratified(
-                strata, kind="ratio" if is_ratio(use.metric) else "mean", scale=scale_of(use)
-            )
+            found = stratified_levels(design, use, by_arm, strata)
         elif covariates:
             found = adjusted_levels(design, use, by_arm)
         else:

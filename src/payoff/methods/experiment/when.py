@@ -104,13 +104,23 @@ def _adds_up(use: MetricUse) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class _Steps:
-    """Differences by step, (K,), with their sampling covariance, (K, K), over ``n`` units by arm."""
+    """Differences by step, (K,), with their sampling covariance, (K, K), over ``n`` units by arm. ``drawn`` counts by arm what
+    was assigned: units, or clusters of them."""
 
     values: FloatArray
     covariance: FloatArray
     n: dict[str, int]
 
 
+    drawn: dict[str, int]
+
+    @property
+    def df(self) -> float:
+        return min(self.drawn.values()) - 1.0
+
+    @property
+    def count(self) -> int:
+        return sum(self.drawn.values())
 def _step_levels(reader: Reader, use: MetricUse, m: Moments) -> tuple[FloatArray, FloatArray]:
     """One arm's level at every step, (K,), and their covariance. Raises ValueError where a step has no level.
 
@@ -142,7 +152,8 @@ def _differences(reader: Reader, use: MetricUse, name: str, arm: str) -> _Steps:
         if units_of(numbers, x) < reader.design.min_cell:
             raise ValueError(f"arm '{x}' has fewer than {reader.design.min_cell} units")
     (t, v_t), (c, v_c) = (_step_levels(reader, use, numbers.moments[x]) for x in (arm, control))
-    return _Steps(t - c, v_t + v_c, {x: units_of(numbers, x) for x in (arm, control)})
+    pair = (arm, control)
+    return _Steps(t - c, v_t + v_c, {x: units_of(numbers, x) for x in pair}, {x: numbers.moments[x].n for x in pair})
 
 
 def over_time(
@@ -199,8 +210,7 @@ def _by_step(reader: Reader, r: Reading, arm: str, edges: tuple[int, ...]) -> Ov
     alive = [k for k in range(len(ses)) if ses[k] > 0]
     if len(alive) < 2:
         raise ValueError("nothing varies in all but one step")
-    df = min(steps.n.values()) - 1.0
-    n = sum(steps.n.values())
+    df, n = steps.df, steps.count
     points = []
     for k in alive:
         low, high = reader.rule.interval(float(steps.values[k]), float(ses[k]), df, n, design.level)

@@ -6,10 +6,13 @@ from collections.abc import Mapping
 from dataclasses import replace
 from datetime import timedelta
 
+import numpy as np
+
 from payoff import formats
 from payoff.estimate import Estimate
+from payoff.methods.experiment import who
 from payoff.methods.experiment.design import ExperimentDesign, Reading
-from payoff.methods.experiment.reading import Reader, plain_level
+from payoff.methods.experiment.reading import Reader, plain_level, units_of
 from payoff.result import Displacement, Interaction, PathGain, Refusal, Span
 from payoff.stats import compare, heterogeneity, multiplicity
 from payoff.stats import displacement as paths
@@ -35,6 +38,8 @@ def displacement(reader: Reader) -> tuple[tuple[Displacement, ...], list[Estimat
         return (), [], []
     moments = reader.data.metrics[NAME].moments
     named = (*wanted.paths, OTHER)
+    if design.experiment.cluster is not None:
+        moments = {arm: _a_unit(m) for arm, m in moments.items() if m.n > 0 and m.mean[-1] > 0}
     treated = named.index(wanted.treated_path)
     unit = count_or_sum_unit(wanted, design.currency, design.entity)
     out: list[Displacement] = []
@@ -43,7 +48,11 @@ def displacement(reader: Reader) -> tuple[tuple[Displacement, ...], list[Estimat
     for arm in reader.treatments:
         refused = f"experiments.{design.name}.{NAME}"
         least = max(design.min_cell, 2)
-        few = [x for x in (arm, reader.control) if x not in moments or moments[x].n < least]
+        few = [
+            x
+            for x in (arm, reader.control)
+            if x not in moments or moments[x].n < 2 or units_of(reader.data.metrics[NAME], x) < least
+        ]
         if few:
             refusals.append(Refusal(refused, f"arm '{few[0]}' has fewer than {least} units", "wait for more units"))
             continue
@@ -82,7 +91,7 @@ def displacement(reader: Reader) -> tuple[tuple[Displacement, ...], list[Estimat
             ),
         )
         out.append(said)
-        n = {x: moments[x].n for x in (arm, reader.control)}
+        n = {x: units_of(reader.data.metrics[NAME], x) for x in (arm, reader.control)}
         for label, gap in (
             ("gained on the treated path", found.gained),
             ("on other paths", found.others),
@@ -107,6 +116,15 @@ def displacement(reader: Reader) -> tuple[tuple[Displacement, ...], list[Estimat
 def _sentence(
     reader: Reader, arm: str, treated: str, unit: str, gained: Span, others: Span, net: Span, found: paths.Displaced
 ) -> str:
+def _a_unit(m: Moments) -> Moments:
+    """Clusters' totals, their size last, as what a unit has on each path: totals over units, linearised (Deng, Knoblich, Lu
+    2018), so that means and their covariance are those of ratios of totals."""
+    size = float(m.mean[-1])
+    means = m.mean[:-1] / size
+    weights = np.column_stack([np.eye(m.k - 1), -means]) / size
+    return Moments(m.n, means, weights @ m.cov @ weights.T)
+
+
     what = formats.unit(unit)
 
     def written(s: Span) -> str:
@@ -133,12 +151,12 @@ def interactions(reader: Reader, readings: list[Reading]) -> tuple[Interaction, 
     for other in design.beside:
         counts = reader.data.beside.get(other.name, {})
         both = sum(counts.values())
-        dependence, why = _dependence(counts)
         for r in (r for r in readings if r.use.name in names and not reader.data.metrics[r.use.name].quantiles):
             cells = reader.data.metrics[r.use.name].beside.get(other.name, {})
             for arm in r.differences:
                 for theirs in sorted({b for _, b in counts if b != other.control} or {""}):
                     gap, reason = _effect(reader, r, cells, arm, theirs, other.control)
+            dependence, why = _dependence(counts, who.design_effect(reader, r))
                     count = sum(m.n for m in cells.values())
                     out.append(
                         Interaction(
@@ -164,11 +182,11 @@ def interactions(reader: Reader, readings: list[Reading]) -> tuple[Interaction, 
     return tuple(_said(x, adjusted.get(i), design.alpha) for i, x in enumerate(out))
 
 
-def _dependence(counts: Mapping[tuple[str, str], int]) -> tuple[compare.ChiSquare | None, str]:
+def _dependence(counts: Mapping[tuple[str, str], int], effect: float) -> tuple[compare.ChiSquare | None, str]:
     mine, theirs = sorted({a for a, _ in counts}), sorted({b for _, b in counts})
     if len(mine) < 2 or len(theirs) < 2:
         return None, "no unit, or one arm only, is in both experiments"
-    return heterogeneity.assignment_dependence([[counts.get((a, b), 0) for b in theirs] for a in mine]), ""
+    return heterogeneity.assignment_dependence([[counts.get((a, b), 0) for b in theirs] for a in mine], effect), ""
 
 
 def _effect(

@@ -168,6 +168,17 @@ def _corrected(reader: Reader, tables: list[_Table]) -> tuple[list[Segments], li
 
     def interval(i: int, level: float) -> tuple[float, float]:
         return reader.rule.interval(gaps[i].value, gaps[i].se, gaps[i].df, rows[i][1].count, level)
+def design_effect(reader: Reader, r: Reading) -> float:
+    """By how much counts of units can vary more than if units were assigned one by one: 1 where they were.
+
+    Whole clusters are assigned, and at worst all units of one are alike: the sum of squared sizes over the sum of sizes.
+    """
+    if reader.design.experiment.cluster is None or r.quantile:
+        return 1.0
+    sizes = [reader.data.metrics[r.use.name].moments[arm].take([size_column(r)]) for arm in r.levels]
+    return max([1.0, *(float(m.mean[0] + m.var[0] / m.mean[0]) for m in sizes if m.mean[0] > 0)])
+
+
 
     raw = [reader.rule.p_value(g.value, g.se, g.df, c.count) for g, (_, c) in zip(gaps, rows, strict=True)]
     holm = multiplicity.holm_family(raw, interval, 1 - alpha, [g.value for g in gaps])
