@@ -76,6 +76,8 @@ def test_an_axis_has_short_numbers() -> None:
 
 
 def _number(text: str) -> float:
+    if text in ("above 0", "below 0"):  # an end cut at zero: a hair on one side of it
+        return 5e-324 if text == "above 0" else -5e-324
     return float(text.replace(MINUS, "-").replace("+", "").replace(",", "").rstrip("%"))
 
 
@@ -212,3 +214,10 @@ def test_a_range_beside_its_number_needs_no_unit_of_its_own() -> None:
     assert formats.without_unit("+$1.62", "+$0.28 to +$2.96") == "+$0.28 to +$2.96"
     assert formats.without_unit("31.8%", "31.4% to 32.2%") == "31.4% to 32.2%"
     assert formats.without_unit("1", "1") == "1"
+
+
+def test_an_end_that_was_cut_at_zero_is_not_spelt_out() -> None:
+    """A corrected test that excludes zero cuts its interval there: the end is a hair on the value's side."""
+    assert formats.written(8.71, 2e-15, 17.63, formats.unit("USD"), change=True).range == "above 0 to +$17.63"
+    assert formats.written(-0.02, -0.04, -1e-18, formats.unit("share"), change=True).range == "\u22124.0 to below 0 pp"
+    assert formats.written(1.0, 0.001, 2.0, formats.unit("USD"), change=True).low == "+$0.001"

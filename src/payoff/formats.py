@@ -137,6 +137,14 @@ def _faithful(scaled: float, decimals: int, lines: Iterable[float]) -> int:
     return decimals + 29
 
 
+_CUT = 1e-14
+"""An end of an interval nearer to zero than this share of it was cut there, by a test that excludes zero and says no more."""
+
+
+def _beside_zero(x: float) -> str:
+    return "above 0" if x > 0 else "below 0"
+
+
 def written(
     value: float, low: float, high: float, what: Unit, *, change: bool = False, against: Iterable[float] = ()
 ) -> Written:
@@ -155,8 +163,10 @@ def written(
     # The estimate's own side of zero says something only where the whole interval lies there.
     kept = (lines if low * high > 0 else [], lines, lines)
     texts = [
-        _place(x * scale.factor, scale, _faithful(x * scale.factor, decimals, near), change)
-        for x, near in zip(numbers, kept, strict=True)
+        _beside_zero(x)
+        if end and 0 < abs(x) < _CUT * (high - low)
+        else _place(x * scale.factor, scale, _faithful(x * scale.factor, decimals, near), change)
+        for x, near, end in zip(numbers, kept, (False, True, True), strict=True)
     ]
     return Written(
         value=texts[0] + scale.tail,
