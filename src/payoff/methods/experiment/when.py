@@ -84,7 +84,9 @@ def calendar_edges(design: ExperimentDesign) -> Iterator[tuple[MetricUse, tuple[
         return
     first, every = to_us(starts, design.zone), microseconds(wanted.every) or 1
     last = design.now_us
-    steps = max((last - first) // every, 1)
+    if last - first < every:
+        return
+    steps = (last - first) // every
     every *= -(-steps // MOST_STEPS)
     for use in design.primaries:
         if use.metric.kind in ("count", "sum"):
@@ -110,8 +112,6 @@ class _Steps:
     values: FloatArray
     covariance: FloatArray
     n: dict[str, int]
-
-
     drawn: dict[str, int]
 
     @property
@@ -121,6 +121,8 @@ class _Steps:
     @property
     def count(self) -> int:
         return sum(self.drawn.values())
+
+
 def _step_levels(reader: Reader, use: MetricUse, m: Moments) -> tuple[FloatArray, FloatArray]:
     """One arm's level at every step, (K,), and their covariance. Raises ValueError where a step has no level.
 
@@ -182,11 +184,20 @@ def over_time(
             try:
                 out.append(_by_step(reader, r, arm, edges))
             except ValueError as error:
-                refusals.append(_no_time(design, use, "by days since exposure", str(error)))
-    for use, edges in calendar_edges(design):
+                refusals.append(_no_time(design, use, "effect by days since exposure", str(error)))
+    on_dates = {use.name: edges for use, edges in calendar_edges(design)}
+    for use in design.primaries if design.experiment.cumulative is not None else ():
         if use.name not in by_name:
             continue
-        r = by_name[use.name]
+        if use.name not in on_dates:
+            why = (
+                "no step is over yet"
+                if use.metric.kind in ("count", "sum")
+                else f"a {use.metric.kind} does not add up over units; a count or a sum does"
+            )
+            refusals.append(_no_time(design, use, "total so far", why, "wait, or take shorter steps or earlier starts"))
+            continue
+        r, edges = by_name[use.name], on_dates[use.name]
         for arm in r.differences:
             try:
                 out.append(_by_date(reader, r, arm, edges, rng))
@@ -195,12 +206,14 @@ def over_time(
     return tuple(out), refusals
 
 
-def _no_time(design: ExperimentDesign, use: MetricUse, what: str, reason: str) -> Refusal:
-    return Refusal(
-        f"experiments.{design.name}.{use.name}",
-        f"the {what} cannot be shown: {reason}",
-        "wait for more units, or take longer steps",
-    )
+def _no_time(
+    design: ExperimentDesign,
+    use: MetricUse,
+    what: str,
+    reason: str,
+    remedy: str = "wait for more units, or take longer steps",
+) -> Refusal:
+    return Refusal(f"experiments.{design.name}.{use.name}", f"the {what} cannot be shown: {reason}", remedy)
 
 
 def _by_step(reader: Reader, r: Reading, arm: str, edges: tuple[int, ...]) -> OverTime:
@@ -229,11 +242,15 @@ def _by_step(reader: Reader, r: Reading, arm: str, edges: tuple[int, ...]) -> Ov
         f" {formats.written(last.value, last.low, last.high, unit, change=True).value} in days {points[-1].start} to {points[-1].end}"
     )
     p = formats.p_value(trend.p_value, design.alpha)
+    still = [k for k in range(len(ses)) if k not in alive]
     said = {
         "steady": f"No sign that the effect of {arm} on {metric} changes with time since exposure ({p}; {ends})",
         "wears off": f"The effect of {arm} on {metric} wears off ({p}; {ends}): what a longer run would keep is less than the average",
         "grows": f"The effect of {arm} on {metric} grows with time ({p}; {ends}): the average understates where it is going",
     }[pattern]
+    if still:
+        days = ", ".join(f"{_days(edges[k])} to {_days(edges[k + 1])}" for k in still)
+        said += f". Nothing varies in days {days}, so no figure is shown there"
     return OverTime(
         metric=use.name,
         contrast=f"{arm} vs {reader.control}",
@@ -242,7 +259,7 @@ def _by_step(reader: Reader, r: Reading, arm: str, edges: tuple[int, ...]) -> Ov
         axis="days since exposure",
         band="pointwise",
         points=tuple(points),
-        left_out=0,
+        left_out=len(still),
         trend_p=trend.p_value,
         pattern=pattern,
         sentence=said,
@@ -291,8 +308,8 @@ def _by_date(reader: Reader, r: Reading, arm: str, edges: tuple[int, ...], rng: 
         left_out=len(edges) - 1 - over,
         trend_p=None,
         pattern="",
-        sentence=f"By {points[-1].end} the {treated:,} units of {arm} had brought {text.value} of {metric} that they would not have"
-        f" brought in {reader.control} ({formats.level(design.level)} band over all dates {text.range}){states}",
+        sentence=f"By {points[-1].end} the {treated:,} units of {arm} had brought {text.value} of {metric}, counted without its window, that they"
+        f" would not have brought in {reader.control} ({formats.level(design.level)} band over all dates {text.range}){states}",
     )
 
 
