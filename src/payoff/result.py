@@ -285,7 +285,7 @@ class Posterior:
     """A Bayesian reading of a relative lift under a stated normal prior: never in one sentence with the frequentist one.
 
     ``lift`` is the posterior's central interval. ``chance_to_beat``: probability that the arm is better than control.
-    ``expected_loss``: what choosing the arm loses on average where it is worse, relative to control (0.01 is 1%).
+    ``expected_loss``: what choosing the arm loses on average, 0 where it is better, relative to control (0.01 is 1%).
     """
 
     metric: str

@@ -79,10 +79,8 @@ class ProgrammeMethod:
         if not shipped:
             return Refusal(
                 full,
-                "none of its experiments was shipped"
-                if declared.shipped is not None
-                else "none of its experiments shows an improvement",
-                "name what was kept: shipped: [...]",
+                f"what was shipped cannot be added up without a part of it: {'; '.join(lost)}",
+                "mend or wait for the experiments named, or name under shipped only those whose total is wanted",
             )
         values, ses = [p.estimate.value for p in pieces], [p.se for p in pieces]
         pooled = programme.shrink(values, ses, level)
@@ -125,7 +123,8 @@ class ProgrammeMethod:
             declared.shipped is None
         ):  # the winners' own rule of selection is known, which this needs and the shrunk total does not
             z = Normal(1.0).interval(0.0, level)[1]
-            if any(sign * v > z * s for v, s in zip(values, ses, strict=True)):
+            won = [i for i, (v, s) in enumerate(zip(values, ses, strict=True)) if sign * v > z * s]
+            if won == shipped:  # corrected or widened intervals are another rule, whose bias this is not
                 second = programme.lee_shen_total(values, ses, critical=z, sign=sign)
                 estimates.append(
                     estimate(

@@ -384,7 +384,9 @@ def srm(counts: Mapping[str, int], shares: Mapping[str, float]) -> ChiSquare:
 def missingness(n_with: Mapping[str, int], n_all: Mapping[str, int], design_effect: float = 1.0) -> ChiSquare:
     """Does the share of units that have a value differ between arms? Pearson's chi-square of arm by has-a-value.
 
-    Raises ValueError when every unit, or no unit, has a value: there is then nothing to compare. Look at that first.
+    ``design_effect`` is for units that were not drawn one by one: the statistic is divided by it (Rao and Scott 1981, "The
+    analysis of categorical data from complex sample surveys", the first-order correction). Raises ValueError
+    when every unit, or no unit, has a value: there is then nothing to compare. Look at that first.
     """
     if set(n_with) != set(n_all):
         raise ValueError("both counts must name the same arms")

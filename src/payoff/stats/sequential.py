@@ -54,6 +54,18 @@ def always_valid_p(
     return math.exp(min(0.0, 0.5 * (math.log1p(n / rho) - z * z * n / (n + rho))))
 
 
+def always_valid_joint_p(statistic: float, df: int, n: float, tightest_at: float, design_alpha: float) -> float:
+    """`always_valid_p` of several effects at once: ((n + rho) / rho)^(df / 2) exp(-Q n / (2 (n + rho))), at most 1.
+
+    ``statistic`` Q is chi-square on ``df`` under the null. The normal mixture in ``df`` dimensions, its covariance that of the
+    effects (Robbins 1970; the groups' shares of the units must keep still). On one degree of freedom Q is z^2.
+    """
+    if not (math.isfinite(statistic) and statistic >= 0 and df >= 1):
+        raise ValueError(f"a chi-square is at least zero, on at least one degree of freedom, not {statistic} on {df}")
+    rho = _rho(n, tightest_at, design_alpha)
+    return math.exp(min(0.0, 0.5 * (df * math.log1p(n / rho) - statistic * n / (n + rho))))
+
+
 def _rho(n: float, tightest_at: float, design_alpha: float) -> float:
     if not (math.isfinite(n) and n > 0):
         raise ValueError(f"an interval needs units to be read on, not {n}")
@@ -134,6 +146,32 @@ def repeated_p(z: float, information: Sequence[float], spending: Spending) -> fl
     if surplus(high) >= 0:
         return 1.0
     if surplus(low) <= 0:
+        return math.exp(low)
+    return math.exp(float(optimize.brentq(surplus, low, high, xtol=1e-12, rtol=1e-12)))
+
+
+def spent_p(p: float, information: Sequence[float], spending: Spending) -> float:
+    """The smallest error over all looks whose share for the last of ``information`` reaches ``p``, any test's p-value.
+
+    What looks may spend adds up to the whole (Lan and DeMets 1983), so by Bonferroni it holds for tests of which nothing else
+    is known, such as chi-squares; of one normal effect `repeated_p` is smaller. 1 where no error below one would do.
+    """
+    if not 0 <= p <= 1:
+        raise ValueError(f"a p-value lies between 0 and 1, not at {p}")
+    times = _looks(information)
+    before = max((t for t in times[:-1] if times[-1] > t * (1 + _SAME)), default=None)
+    if before is not None and before >= 1.0:
+        raise ValueError("an earlier look with all the planned units has spent the whole error rate")
+
+    def surplus(log_alpha: float) -> float:
+        alpha = math.exp(log_alpha)
+        earlier = 0.0 if before is None else _spent(before, alpha, spending)
+        return _spent(min(times[-1], 1.0), alpha, spending) - earlier - p
+
+    low, high = math.log(1e-299), math.log1p(-1e-9)
+    if surplus(high) <= 0:
+        return 1.0
+    if surplus(low) >= 0:
         return math.exp(low)
     return math.exp(float(optimize.brentq(surplus, low, high, xtol=1e-12, rtol=1e-12)))
 

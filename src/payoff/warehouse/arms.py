@@ -16,7 +16,7 @@ from typing import Any
 from sqlglot import exp
 
 from payoff.errors import DataError
-from payoff.stats import quantile
+from payoff.stats import adjust, quantile
 from payoff.stats.moments import Moments
 from payoff.warehouse.layout import Exposure, Layout, Rows, Scan, metric_sources, sources_of
 from payoff.warehouse.needs import (
@@ -591,28 +591,30 @@ class ArmsReader:
         tops: Mapping[str, Mapping[str, float | None]],
     ) -> dict[str, IfCapped]:
         """What a cap would do to the single totals of which one unit makes much of an arm's variance."""
-        heavy = []
+        heavy: dict[str, float] = {}
         for metric in units.need.metrics:
             measure, numbers = metric.measures[0], metrics[metric.name]
             single = len(metric.measures) == 1 and metric.quantile is None and measure.fold in ("count", "sum")
             if not single or measure.cap is not None or units.clustered or not numbers.highest:
                 continue
-            if any(
-                m.n > 1 and m.cov[0, 0] > 0 and (top - m.mean[0]) ** 2 > _HEAVY * (m.n - 1) * m.cov[0, 0]
+            shares = [
+                (adjust.tail_share(top, float(m.mean[0]), float(m.cov[0, 0]), m.n), m.n)
                 for arm, m in numbers.moments.items()
-                if (top := tops[metric.name].get(arm)) is not None
-            ):
-                heavy.append(metric.name)
+                if m.n > 1 and m.cov[0, 0] > 0 and (top := tops[metric.name].get(arm)) is not None
+            ]
+            # of a few hundred units without any tail the largest lies sqrt(2 ln n) deviations up: twice that is a tail
+            if any(share > max(_HEAVY, 8 * math.log(n) / (n - 1)) for share, n in shares):
+                heavy[metric.name] = max(share for share, _ in shares)
         if not heavy:
             return {}
-        rows = self._finite(units.need, units.if_capped(heavy, facts, kept))
+        rows = self._finite(units.need, units.if_capped(list(heavy), facts, kept))
         out = {}
-        for name in heavy:
+        for name, share in heavy.items():
             i = units.index[name]
             cap = next((row[f"cap{i}"] for row in rows if row[f"cap{i}"] is not None), None)
             if cap is not None and cap > 0:
                 moments = {row["arm"]: read_moments(row, [f"v{i}_0"]) for row in rows}
-                out[name] = IfCapped(float(cap), sum(int(row[f"above{i}"]) for row in rows), moments)
+                out[name] = IfCapped(float(cap), sum(int(row[f"above{i}"]) for row in rows), moments, share)
         return out
 
     def _quantiles(self, units: Units, facts: Facts, metric: MetricNeed, numbers: MetricMoments) -> MetricMoments:

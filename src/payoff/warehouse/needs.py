@@ -157,11 +157,15 @@ class ArmsNeed:
 
 @dataclass(frozen=True, slots=True)
 class IfCapped:
-    """What capping a heavy-tailed measure at ``cap`` would do: the moments by arm with it, and the share of units above it."""
+    """What capping a heavy-tailed measure at ``cap`` would do: the moments by arm with it, and the units ``above`` it.
+
+    ``share`` is the largest that one unit makes of its own arm's variance.
+    """
 
     cap: float
     above: int
     moments: Mapping[str, Moments]
+    share: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,7 +27,7 @@ from payoff.methods.experiment.design import (
 )
 from payoff.methods.experiment.reading import Reader, correct_families
 from payoff.methods.experiment.when import before_name
-from payoff.methods.experiment.words import assumed, finding, headline, question, sentence, verdict_of
+from payoff.methods.experiment.words import against, assumed, finding, headline, question, sentence, verdict_of
 from payoff.result import Arm, Assumption, Closer, MetricReading, Refusal, Result
 from payoff.stats import compare
 from payoff.warehouse.measures import (
@@ -175,7 +175,10 @@ class ExperimentMethod:
         verdict = verdict_of(read, failed)
         target = design.experiment.target
         if verdict == "positive" and target is not None:
-            leading = {(r.metric, r.contrast) for r in headline(read) if r.state == "improved"}
+            mixed = {r.contrast for r in against(read)}
+            leading = {
+                (r.metric, r.contrast) for r in headline(read) if r.state == "improved" and r.contrast not in mixed
+            }
             reached = [
                 improvement(r, arm, design.level)[0] > target
                 for r in readings

@@ -291,7 +291,7 @@ def _plan_checks(reader: Reader, readings: list[Reading], closer: Closer) -> lis
             else "the table has no times, so no windows"
         )
         out.append(Check("open_windows", "pass" if design.timed else "not-run", 0.0 if design.timed else None, closed))
-    out += [_planned_stop(design, data, total, closer), _peeking(closer)]
+    out += [_planned_stop(design, data, closer), _peeking(closer)]
     stop = design.experiment.stop
     primary = next((r for r in readings if r.use.part == "primary"), None)
     if primary is None:
@@ -303,12 +303,14 @@ def _plan_checks(reader: Reader, readings: list[Reading], closer: Closer) -> lis
     for arm, gap in primary.differences.items():
         t, c = primary.levels[arm], primary.levels[control]
         unit, n = formats.unit(primary.unit), primary.n(arm, control)
+        asked = 1 if arm not in primary.corrections else primary.corrections[arm].of
+        level = 1 - design.alpha / asked  # as it is planned: each of several questions has its share of the error
         if primary.rule.kind == "fixed" and primary.between(arm, control) == 0:
             achieved = compare.minimum_detectable_effect(
-                t.unit_variance, t.n, c.unit_variance, c.n, level=design.level, power_wanted=chance
+                t.unit_variance, t.n, c.unit_variance, c.n, level=level, power_wanted=chance
             )
         else:  # the interval as it is, and the normal quantile of the power on top
-            low, high = primary.interval(arm, design.level)
+            low, high = primary.interval(arm, level)
             achieved = (high - low) / 2 + gap.se * t_quantile(chance, math.inf)
         reached = formats.size(formats.written(achieved, achieved * 0.95, achieved * 1.05, unit, change=True).value)
         if stop is None or stop.mde is None:
@@ -332,7 +334,7 @@ def _plan_checks(reader: Reader, readings: list[Reading], closer: Closer) -> lis
     return out
 
 
-def _planned_stop(design: ExperimentDesign, data: ArmsData, total: int, closer: Closer) -> Check:
+def _planned_stop(design: ExperimentDesign, data: ArmsData, closer: Closer) -> Check:
     """What was registered against what happened."""
     stop, name = design.experiment.stop, "planned_stop"
     if stop is None or (stop.rule == "fixed" and stop.at is None and stop.n is None):
@@ -372,8 +374,14 @@ def _planned_stop(design: ExperimentDesign, data: ArmsData, total: int, closer: 
     if stop.at is not None and data.as_of_us is not None and data.as_of_us < to_us(stop.at, design.zone):
         days = (to_us(stop.at, design.zone) - data.as_of_us) / 86_400e6
         early.append(f"{days:,.1f} days before the planned stop ({stop.at:%Y-%m-%d})")
-    if stop.n is not None and total < stop.n:
-        early.append(f"with {total:,} of the {stop.n:,} planned units")
+    if stop.n is not None:
+        # exposed units whose window is open are in no figure, so they have not come yet
+        numbers = data.metrics[design.primaries[0].name]
+        closed = sum(numbers.eligible.values())
+        waiting = sum(numbers.ineligible.values())
+        if closed < stop.n:
+            windows = f" (the window of {waiting:,} others is still open)" if waiting else ""
+            early.append(f"with {closed:,} of the {stop.n:,} planned units{windows}")
     return Check(
         name,
         "warn" if early else "pass",
@@ -487,6 +495,9 @@ def _adjustment_checks(reader: Reader, readings: list[Reading]) -> list[Check]:
         out.append(Check("balance", "not-run", None, why))
     else:
         tested = [r for r in readings if data.metrics[r.use.name].covariates]
+        # who has a value is an outcome too: those who have one may differ before exposure because the treatment chose them
+        whole = [r for r in tested if not sum(data.metrics[r.use.name].without.values())]
+        chosen, tested = not whole, whole or tested
         worst: tuple[float, str, float] | None = None
         for r in tested:
             numbers = data.metrics[r.use.name]
@@ -499,15 +510,20 @@ def _adjustment_checks(reader: Reader, readings: list[Reading]) -> list[Check]:
             # the smallest of several p-values: Bonferroni's bound on how unusual that is
             p = min(1.0, worst[0] * len(tested))
             alike = p >= _BALANCE_DOUBT
+            why = (
+                "only units that have a value are read, and the treatment may have changed who has one"
+                if chosen
+                else "the assignment was not random, or exposure is logged late in one arm"
+            )
             out.append(
                 Check(
                     "balance",
-                    "fail" if p < SRM_ALARM else "pass" if alike else "warn",
+                    "pass" if alike else "fail" if p < SRM_ALARM and not chosen else "warn",
                     p,
                     f"before exposure the arms were alike ({formats.p_value(p)})"
                     if alike
                     else f"before exposure the arms already differed ({formats.p_value(p)}), most in {worst[1]}"
-                    f" ({worst[2]:+.2f} standard deviations): the assignment was not random, or exposure is logged late in one arm",
+                    f" ({worst[2]:+.2f} standard deviations): {why}",
                 )
             )
     told: list[Check] = []
@@ -658,15 +674,12 @@ def _order_check(reader: Reader, readings: list[Reading]) -> Check:
             sum(numbers.moments[arm].n * float(numbers.moments[arm].mean[j]) for arm in arms) for j in (0, 1)
         )
         words = f"{r.use.name}: {before:,.6g} in the hour before exposure (not counted), {after:,.6g} in the hour after"
-        levels = {arm: numbers.moments[arm].take([0]) for arm in arms}
+        # one variance for all arms, as what lies before exposure has: each arm's own errs with its few events, and has no value
+        # where nothing happened
+        found = adjust.balance({arm: numbers.moments[arm].take([0]) for arm in arms}, 1)
         apart = ""
-        for arm in arms:
-            try:
-                t, c = compare.mean_level(levels[arm]), compare.mean_level(levels[reader.control])
-            except ValueError:
-                continue  # nothing happened in that hour in one of the arms, or the same to everybody
-            if arm != reader.control and compare.difference(t, c).p_value() < SRM_ALARM:
-                apart = f"; {arm} and {reader.control} differ there, which exposure cannot have caused"
+        if found is not None and found.p_value < SRM_ALARM:
+            apart = f"; {' and '.join(found.between)} differ there, which exposure cannot have caused"
         units = sum(numbers.moments[arm].n for arm in arms)
         if apart or (before > 2 * after and before > 0.01 * units):
             crowded.append((before, words + apart))

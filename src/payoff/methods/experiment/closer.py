@@ -93,7 +93,7 @@ def bayes(reader: Reader, readings: list[Reading]) -> tuple[tuple[Posterior, ...
             said = (
                 f"Under a normal prior on the lift with mean {prior.mean:+.1%} and standard deviation {prior.sd:.1%}, stated before:"
                 f" {formats.probability(chance)} that {arm} is better on {formats.human(r.use.name)}; lift {text.value}"
-                f" ({formats.level(design.level)} credible interval {text.range}); choosing it loses {formats.loss(loss)} on average where it is worse"
+                f" ({formats.level(design.level)} credible interval {text.range}); choosing it loses {formats.loss(loss)} on average, where it is better counted as no loss"
             )
             out.append(
                 Posterior(
@@ -194,10 +194,7 @@ def capping(reader: Reader, readings: list[Reading]) -> tuple[Capping, ...]:
         if numbers.if_capped is None or reader.design.experiment.cluster is not None:
             continue
         capped = numbers.if_capped
-        share = max(
-            adjust.tail_share(numbers.highest[0], float(m.mean[0]), float(m.var[0]), m.n)
-            for m in (numbers.moments[arm] for arm in r.levels)
-        )
+        share = capped.share
         for arm in r.differences:
             pair = (arm, reader.control)
             raw = compare.difference(r.plain[arm], r.plain[reader.control])

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
+from scipy import special
+
 from payoff.estimate import Bounds, IntervalKind, Normal, Uncertainty, t_cdf, t_quantile
 from payoff.spec import nouns
 from payoff.stats import sequential
@@ -76,6 +78,25 @@ class Rule:
             z = -t_quantile(max(t_cdf(-abs(value / se), df), _SMALLEST), math.inf)
             return sequential.repeated_p(z, self.information, self.spending)
         return Normal(se, df).p_value(value)
+
+    def p_joint(self, statistic: float, df: int, p: float, n: int) -> float:
+        """The p-value over all looks of a test of several effects together, ``p`` being its value for one look.
+
+        ``statistic`` is chi-square on ``df`` but for what small samples change in ``p``.
+        """
+        if self.kind == "fixed":
+            return p
+        if self.kind == "group_sequential":
+            return sequential.spent_p(p, self.information, self.spending)
+        alike = float(special.chdtri(df, p)) if _SMALLEST < p <= 1 else statistic
+        return sequential.always_valid_joint_p(alike, df, n, self.tightest_at, self.alpha)
+
+    def one_look(self, n: int, level: float) -> float | None:
+        """The level at which an interval for one look is as wide as this rule's; None where no number tells it from 1."""
+        if self.kind == "fixed":
+            return level
+        beyond = 2 * t_cdf(-self.interval(0.0, 1.0, math.inf, n, level)[1], math.inf)
+        return 1 - beyond if beyond > 1e-12 else None
 
     def uncertainty(
         self, value: float, se: float, df: float, n: int, level: float, *, log: bool = False

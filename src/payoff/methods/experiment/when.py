@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -9,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 import numpy as np
 
 from payoff import formats
-from payoff.estimate import FloatArray
+from payoff.estimate import FloatArray, t_cdf
 from payoff.methods.experiment.design import ExperimentDesign, MetricUse, Reading, span
 from payoff.methods.experiment.reading import Reader, decided_units, scale_of, units_of
 from payoff.result import Look, OverTime, Peeking, Refusal, Span, TimePoint
@@ -232,8 +233,9 @@ def _by_step(reader: Reader, r: Reading, arm: str, edges: tuple[int, ...]) -> Ov
     values, covariance = steps.values[index], steps.covariance[np.ix_(index, index)]
     times = np.array([(edges[k] + edges[k + 1]) / 2 / _DAY_US for k in alive])
     trend = heterogeneity.trend(values, covariance, times, df)
+    trend_p = reader.rule.p_value(trend.slope, trend.se, trend.df, n)
     gap = r.differences[arm].value
-    changes = trend.p_value <= design.alpha
+    changes = trend_p <= design.alpha
     pattern = ("wears off" if trend.slope * gap < 0 else "grows") if changes else "steady"
     unit, metric = formats.unit(r.unit), formats.human(use.name)
     first, last = points[0].difference, points[-1].difference
@@ -241,7 +243,7 @@ def _by_step(reader: Reader, r: Reading, arm: str, edges: tuple[int, ...]) -> Ov
         f"{formats.written(first.value, first.low, first.high, unit, change=True).value} in days {points[0].start} to {points[0].end},"
         f" {formats.written(last.value, last.low, last.high, unit, change=True).value} in days {points[-1].start} to {points[-1].end}"
     )
-    p = formats.p_value(trend.p_value, design.alpha)
+    p = formats.p_value(trend_p, design.alpha)
     still = [k for k in range(len(ses)) if k not in alive]
     said = {
         "steady": f"No sign that the effect of {arm} on {metric} changes with time since exposure ({p}; {ends})",
@@ -260,7 +262,7 @@ def _by_step(reader: Reader, r: Reading, arm: str, edges: tuple[int, ...]) -> Ov
         band="pointwise",
         points=tuple(points),
         left_out=len(still),
-        trend_p=trend.p_value,
+        trend_p=trend_p,
         pattern=pattern,
         sentence=said,
     )
@@ -285,14 +287,13 @@ def _by_date(reader: Reader, r: Reading, arm: str, edges: tuple[int, ...], rng: 
         raise ValueError("nothing has happened yet")
     index = np.array(began)
     spread = total.covariance[np.ix_(index, index)] / np.outer(total.ses[index], total.ses[index])
-    critical = heterogeneity.simultaneous_band(spread, design.level, rng)
+    # one interval's level at which all dates hold together; at that level the stopping rule's own interval, so that looks do too
+    each = 2 * t_cdf(heterogeneity.simultaneous_band(spread, design.level, rng), math.inf) - 1
     points = []
     for k in began:
-        value, half = float(total.values[k]), critical * float(total.ses[k])
-        if reader.rule.kind != "fixed":
-            low, high = reader.rule.interval(value, float(total.ses[k]), np.inf, sum(steps.n.values()), design.level)
-            half = max(half, (high - low) / 2)
-        points.append(TimePoint(_date(edges[0]), _date(edges[k + 1]), Span(value, value - half, value + half), steps.n))
+        value = float(total.values[k])
+        low, high = reader.rule.interval(value, float(total.ses[k]), steps.df, steps.count, each)
+        points.append(TimePoint(_date(edges[0]), _date(edges[k + 1]), Span(value, low, high), steps.n))
     last = points[-1].difference
     text = formats.written(last.value, last.low, last.high, formats.unit(r.unit.partition("/")[0]), change=True)
     metric = formats.human(use.name)

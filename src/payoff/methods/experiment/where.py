@@ -57,7 +57,10 @@ def displacement(reader: Reader) -> tuple[tuple[Displacement, ...], list[Estimat
             refusals.append(Refusal(refused, f"arm '{few[0]}' has fewer than {least} units", "wait for more units"))
             continue
         try:
-            found = paths.displacement(moments[arm], moments[reader.control], treated, level=design.level)
+            alike = reader.rule.one_look(moments[arm].n + moments[reader.control].n, design.level)
+            found = paths.displacement(moments[arm], moments[reader.control], treated, level=alike or design.level)
+            if alike is None:
+                found = replace(found, anyway=None, reason="so early a look leaves its interval without an end")
         except ValueError as error:
             refusals.append(Refusal(refused, str(error), f"check cannibalisation.by and paths over '{wanted.within}'"))
             continue
@@ -113,9 +116,6 @@ def displacement(reader: Reader) -> tuple[tuple[Displacement, ...], list[Estimat
     return tuple(out), estimates, refusals
 
 
-def _sentence(
-    reader: Reader, arm: str, treated: str, unit: str, gained: Span, others: Span, net: Span, found: paths.Displaced
-) -> str:
 def _a_unit(m: Moments) -> Moments:
     """Clusters' totals, their size last, as what a unit has on each path: totals over units, linearised (Deng, Knoblich, Lu
     2018), so that means and their covariance are those of ratios of totals."""
@@ -125,6 +125,9 @@ def _a_unit(m: Moments) -> Moments:
     return Moments(m.n, means, weights @ m.cov @ weights.T)
 
 
+def _sentence(
+    reader: Reader, arm: str, treated: str, unit: str, gained: Span, others: Span, net: Span, found: paths.Displaced
+) -> str:
     what = formats.unit(unit)
 
     def written(s: Span) -> str:
@@ -153,10 +156,10 @@ def interactions(reader: Reader, readings: list[Reading]) -> tuple[Interaction, 
         both = sum(counts.values())
         for r in (r for r in readings if r.use.name in names and not reader.data.metrics[r.use.name].quantiles):
             cells = reader.data.metrics[r.use.name].beside.get(other.name, {})
+            dependence, why = _dependence(counts, who.design_effect(reader, r))
             for arm in r.differences:
                 for theirs in sorted({b for _, b in counts if b != other.control} or {""}):
                     gap, reason = _effect(reader, r, cells, arm, theirs, other.control)
-            dependence, why = _dependence(counts, who.design_effect(reader, r))
                     count = sum(m.n for m in cells.values())
                     out.append(
                         Interaction(

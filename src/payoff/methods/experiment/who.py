@@ -161,13 +161,6 @@ def size_column(r: Reading) -> int:
     return 2 if is_ratio(r.use.metric) else 1
 
 
-def _corrected(reader: Reader, tables: list[_Table]) -> tuple[list[Segments], list[Estimate]]:
-    design, alpha = reader.design, reader.design.alpha
-    rows = [(t, c) for t in tables for c in t.read]
-    gaps = [c.gap for _, c in rows if c.gap is not None]
-
-    def interval(i: int, level: float) -> tuple[float, float]:
-        return reader.rule.interval(gaps[i].value, gaps[i].se, gaps[i].df, rows[i][1].count, level)
 def design_effect(reader: Reader, r: Reading) -> float:
     """By how much counts of units can vary more than if units were assigned one by one: 1 where they were.
 
@@ -179,6 +172,13 @@ def design_effect(reader: Reader, r: Reading) -> float:
     return max([1.0, *(float(m.mean[0] + m.var[0] / m.mean[0]) for m in sizes if m.mean[0] > 0)])
 
 
+def _corrected(reader: Reader, tables: list[_Table]) -> tuple[list[Segments], list[Estimate]]:
+    design, alpha = reader.design, reader.design.alpha
+    rows = [(t, c) for t in tables for c in t.read]
+    gaps = [c.gap for _, c in rows if c.gap is not None]
+
+    def interval(i: int, level: float) -> tuple[float, float]:
+        return reader.rule.interval(gaps[i].value, gaps[i].se, gaps[i].df, rows[i][1].count, level)
 
     raw = [reader.rule.p_value(g.value, g.se, g.df, c.count) for g, (_, c) in zip(gaps, rows, strict=True)]
     holm = multiplicity.holm_family(raw, interval, 1 - alpha, [g.value for g in gaps])
@@ -187,8 +187,13 @@ def design_effect(reader: Reader, r: Reading) -> float:
     figures = [([g.value for g in gaps], [g.se for g in gaps], [g.df for g in gaps]) for gaps in effects]
     tests = [heterogeneity.interaction(*of) for of in figures]
     flips = [heterogeneity.gail_simon(*of) for of in figures]
-    interaction_p = multiplicity.holm([t.p_value for t in tests])
-    flip_p = multiplicity.holm([f.p_value for f in flips])
+    counts = [[c.count for c in t.read] for t in tables]
+    interaction_p = multiplicity.holm(
+        [reader.rule.p_joint(t.statistic, t.df, t.p_value, sum(n)) for t, n in zip(tests, counts, strict=True)]
+    )
+    flip_p = multiplicity.holm(
+        [_flip_p(reader, f.p_value, of, n) for f, of, n in zip(flips, effects, counts, strict=True)]
+    )
     out: list[Segments] = []
     estimates: list[Estimate] = []
     for k, table in enumerate(tables):
@@ -253,6 +258,19 @@ def design_effect(reader: Reader, r: Reading) -> float:
     return out, estimates
 
 
+def _flip_p(reader: Reader, p: float, gaps: list[Difference], counts: list[int]) -> float:
+    """Gail and Simon's p-value at all looks of the stopping rule. At any time it is Bonferroni's: that there is an effect above
+    zero in some class and one below in another, each at its best p times the number of classes."""
+    rule = reader.rule
+    if rule.kind != "always_valid":
+        return rule.p_joint(0.0, 1, p, sum(counts))
+    best = {1: 1.0, -1: 1.0}
+    for gap, n in zip(gaps, counts, strict=True):
+        side = 1 if gap.value > 0 else -1
+        best[side] = min(best[side], rule.p_value(gap.value, gap.se, gap.df, n))
+    return min(1.0, len(gaps) * max(best.values()))
+
+
 def _hidden(c: _Class, min_cell: int) -> dict[str, int]:
     """The counts of a class that is not shown: none below the smallest group that may be."""
     return {arm: n for arm, n in c.n.items() if n >= min_cell} if min_cell else c.n
@@ -289,9 +307,11 @@ def _sentence(table: Segments, arm: str, control: str, alpha: float) -> str:
             f" ({said(high)}, {said(low)}, against {control}); the overall figure hides both"
         )
     if table.flip == "possible":
+        harm = ", ".join(row.segment for row in read if row.state == "harmed")
+        why = f"the classes do differ ({p})" if table.interaction_p <= alpha else f"harm is shown in {harm} alone"
         return (
-            f"Possible sign flip by {attribute}: the difference in {metric} is {said(high)} but {said(low)}, and the classes"
-            f" do differ ({p}); look before this goes to everyone"
+            f"Possible sign flip by {attribute}: the difference in {metric} is {said(high)} but {said(low)}, and {why};"
+            " look before this goes to everyone"
         )
     if table.interaction_p <= alpha:
         return f"The effect on {metric} differs by {attribute} ({p}): from {said(low)} to {said(high)}"

@@ -37,6 +37,13 @@ def assumed(reader: Reader, readings: list[Reading]) -> list[Assumption]:
                     " earlier had longer."
                 )
             )
+        if endless and reader.rule.kind != "fixed":
+            out.append(
+                Assumption(
+                    f"{', '.join(endless)}: without a window a unit's value still changes between looks; that intervals hold at"
+                    " all looks is shown for values that are final."
+                )
+            )
     rule = reader.rule.kind
     if rule == "fixed":
         out.append(
@@ -57,8 +64,8 @@ def assumed(reader: Reader, readings: list[Reading]) -> list[Assumption]:
         out.append(
             Assumption(
                 "Intervals hold at all planned looks together (repeated confidence intervals, error spent as"
-                f" {_SPENDING[reader.rule.spending]} would); every look was made"
-                " through this ledger.",
+                f" {_SPENDING[reader.rule.spending]} would); every look was made through this ledger. For all metrics the units"
+                f" in are counted as those of {design.primaries[0].name}.",
                 "peeking",
             )
         )
@@ -93,6 +100,13 @@ def assumed(reader: Reader, readings: list[Reading]) -> list[Assumption]:
         )
     if reader.design.experiment.segments:
         out.append(Assumption("Segments are made by what units were before exposure.", "covariates"))
+        if experiment.cluster is not None:
+            out.append(
+                Assumption(
+                    f"Classes are compared with each other as if no {experiment.cluster} had units in several of them; where one"
+                    " has, classes resemble each other, and the tests of whether they differ find less than they could."
+                )
+            )
     return out
 
 
@@ -135,10 +149,10 @@ def sentence(design: ExperimentDesign, r: Reading, arm: str, control: str, state
 def verdict_of(readings: tuple[MetricReading, ...], failed: list[Check]) -> Verdict:
     if failed:
         return "withheld"
-    primary = headline(readings)
+    primary, mixed = headline(readings), {r.contrast for r in against(readings)}
     at_risk = any(r.state in ("at risk", "breached") for r in readings)
     breached = any(r.state == "breached" for r in readings)
-    if any(r.state == "improved" for r in primary):
+    if any(r.state == "improved" and r.contrast not in mixed for r in primary):
         if at_risk:
             return "guardrail at risk"
         return "positive"
@@ -159,6 +173,12 @@ def headline(readings: tuple[MetricReading, ...]) -> list[MetricReading]:
     return list(readings) if len(metrics) == 1 else []
 
 
+def against(readings: tuple[MetricReading, ...]) -> list[MetricReading]:
+    """Other metrics to decide on that are shown to be harmed: a gain in the first does not outweigh them by itself."""
+    leading = headline(readings)
+    return [r for r in readings if r.role in ("primary", "north_star") and r.state == "harmed" and r not in leading]
+
+
 def finding(readings: tuple[MetricReading, ...], failed: list[Check], closer: Closer) -> str:
     leading = headline(readings)
     if failed:
@@ -166,6 +186,9 @@ def finding(readings: tuple[MetricReading, ...], failed: list[Check], closer: Cl
     if not leading:
         return "No primary metric is declared, so there is no headline: every figure below is exploratory."
     parts = ["; ".join(r.sentence for r in leading) + "."]
+    harmed = against(readings)
+    if harmed:
+        parts.append("Against it: " + "; ".join(r.sentence for r in harmed) + ".")
     risky = [r for r in readings if r.state in ("at risk", "breached")]
     if risky:
         parts.append("Guardrail " + "; ".join(f"{r.state}: {r.sentence}" for r in risky) + ".")
