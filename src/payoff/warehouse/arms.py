@@ -407,9 +407,11 @@ class ArmsReader:
             complete = min([t for t in through if t is not None] + ([as_of] if as_of is not None else []), default=None)
             horizon = metric.horizon_us
             timed = counts["first_us"] is not None and any(self._layout.views[s].clock for s in metric_sources(metric))
-            cutoffs[metric.name] = (
-                exp.convert(complete - horizon) if timed and complete is not None and horizon is not None else None
-            )
+            cutoff = complete - horizon if timed and complete is not None and horizon is not None else None
+            # where the last unit's window is closed, all are, and no unit need be asked
+            if cutoff is not None and counts["last_us"] is not None and counts["last_us"] <= cutoff:
+                cutoff = None
+            cutoffs[metric.name] = None if cutoff is None else exp.convert(cutoff)
         return cutoffs
 
     def _clusters(self, units: Units, counts: Mapping[str, Any]) -> ClusterProfile:

@@ -255,8 +255,10 @@ class Layout:
     def _put(self, x: int, need: ArmsNeed, exposure: Exposure, measure: Measure, view: View, stage: int) -> None:
         """Into the scan of its relation, a new one where there is none."""
         only = self._only(x, need, exposure, view)
+        # whether there is any row is known from how many there are
+        counted = replace(measure, fold="count") if measure.fold == "any" else measure
         folded = Folded(
-            self._with_assignments_where(need, exposure, view, measure), x if measure.after is not None else only
+            self._with_assignments_where(need, exposure, view, counted), x if measure.after is not None else only
         )
         unit = view.unit(need.entity).sql()
         clock = view.clock.us.sql() if view.clock else ""
