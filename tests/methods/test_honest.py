@@ -200,3 +200,79 @@ def test_what_information_is_counted_in_is_said(tmp_path: Path) -> None:
     )
     result = only_result(project)
     assert any("counted as those of revenue" in a.text for a in result.assumptions)
+
+
+# ---------------------------------------------------------------- words over time, programmes, money
+
+
+def test_a_trend_through_zero_neither_grows_nor_wears_off_in_words(tmp_path: Path) -> None:
+    # as much more in the first week as less in the second
+    turned = """
+        UPDATE orders SET amount = amount * CASE WHEN orders.t < e.t + INTERVAL 7 DAY THEN 1.25 ELSE 0.4 END
+        FROM exposures e WHERE orders.user_id = e.user_id AND e.arm = 'new' AND orders.t >= e.t
+    """
+    result = only_result(make_shop(tmp_path, experiment("        over_time: {every: 2d}"), extra=turned)[0])
+    assert the(result).low < 0 < the(result).high
+    (series,) = result.closer.over_time
+    assert series.trend_p is not None
+    assert series.trend_p < 0.001
+    assert "falls with time since exposure" in series.sentence
+    assert "wears off" not in series.sentence
+
+
+def test_a_total_that_may_be_nothing_is_not_said_to_have_been_brought(tmp_path: Path) -> None:
+    body = experiment("        type: holdout\n        starts: 2026-03-01\n        cumulative: {every: 7d}")
+    half = "UPDATE orders SET amount = amount * {} FROM exposures e WHERE orders.user_id = e.user_id AND e.arm = 'new' AND orders.t >= e.t"
+    sentences = {}
+    for factor in ("1.0", "1.5", "0.4"):
+        result = only_result(make_shop(tmp_path / factor, body, extra=half.format(factor))[0])
+        (series,) = result.closer.over_time
+        last = series.points[-1].difference
+        sentences[factor] = (last.low > 0, last.high < 0, series.sentence)
+    up, down = "that they would not have brought", "than they would have in"
+    for above, below, said in sentences.values():
+        assert (up in said) == above
+        assert (down in said) == below
+        assert ("the band holds zero" in said) == (not above and not below)
+    assert sentences["1.5"][0]
+    assert sentences["0.4"][1]
+
+
+def test_winners_by_another_rule_are_not_corrected_for_this_one(tmp_path: Path) -> None:
+    from payoff.estimate import Correction
+    from payoff.methods.programme import ProgrammeMethod
+    from payoff.result import Result
+    from tests.methods.test_programme import programme_project
+
+    project = programme_project(tmp_path, effects=(0.0, 3.0, 4.0, 0.0))
+    results: dict[str, Any] = {
+        r.name.split(".")[1]: r for r in project.run(["programmes.p"], record=False).results if r.name.startswith("exp")
+    }
+    declared = project.spec.programmes["p"]
+
+    def total() -> list[str]:
+        found = ProgrammeMethod().answer("p", declared, results, dict.fromkeys(results, "7d"), "up", 0.95)
+        assert isinstance(found, Result)
+        return [e.contrast for e in found.estimates if e.estimand == "programme total, less its bias"]
+
+    assert total() == ["shipped: e1, e2"]
+    won = results["e1"]
+    kept = tuple(
+        replace(e, correction=Correction("holm", 9, 0.2, -1.0, e.high)) if e.estimand == "difference in means" else e
+        for e in won.estimates
+    )
+    results["e1"] = replace(won, estimates=kept)
+    assert total() == []  # z above 1.96 is no longer how winners were chosen: its sum would be of e1 too
+
+
+def test_money_says_where_its_evidence_was_one_of_several_questions() -> None:
+    from payoff.estimate import Correction
+    from tests.test_claims import USERS, claim, estimate, priced, result
+
+    one = replace(estimate("spend", 2.5, 1.0), correction=Correction("holm", 3, 0.04, 0.1, 4.9))
+    several = replace(one, correction=Correction("holm", 3, 0.06, -0.1, 5.1))
+    amount = claim("effect(spend) * population(user, 365d)")
+    found = {open_: priced(amount, result(e), populations=USERS) for open_, e in ((False, one), (True, several))}
+    for open_, said in found.items():
+        assert any("as one of 3 it is not conclusive there" in a for a in said.assumptions) == open_
+        assert any("as one of 3" in note for i in said.inputs for note in i.notes) == open_

@@ -235,6 +235,12 @@ def bind_effects(
             label, shown, spread = str(references[key][0]), one.notes, one.estimate.uncertainty
             if isinstance(spread, Bounds) and not math.isclose(spread.level, level):
                 shown += (f"its interval is known at {formats.level(spread.level)} only",)
+            family = one.estimate.correction
+            if family is not None and (low > 0 or high < 0) and family.low <= 0 <= family.high:
+                # money is priced on what was measured; that it was one of several questions is not in the interval
+                alone = f"{one.estimate.metric} in {name} is read here alone, as one question; as one of {family.of} it is not conclusive there"
+                shown += (alone,)
+                assumptions.append(f"{formats.capital(alone)}.")
             bound.append(
                 Bound(
                     Input(label, "effect", value, low, high, one.estimate.unit, name, None, None, shown),

@@ -236,9 +236,13 @@ def _by_step(reader: Reader, r: Reading, arm: str, edges: tuple[int, ...]) -> Ov
     trend_p = reader.rule.p_value(trend.slope, trend.se, trend.df, n)
     gap = r.differences[arm].value
     changes = trend_p <= design.alpha
-    pattern = ("wears off" if trend.slope * gap < 0 else "grows") if changes else "steady"
-    unit, metric = formats.unit(r.unit), formats.human(use.name)
     first, last = points[0].difference, points[-1].difference
+    low, high = r.interval(arm, design.level)
+    told = low > 0 or high < 0
+    # a total that is not told from zero has no sign for the trend to be with or against
+    fades = trend.slope * gap < 0 if told else abs(last.value) < abs(first.value)
+    pattern = ("wears off" if fades else "grows") if changes else "steady"
+    unit, metric = formats.unit(r.unit), formats.human(use.name)
     ends = (
         f"{formats.written(first.value, first.low, first.high, unit, change=True).value} in days {points[0].start} to {points[0].end},"
         f" {formats.written(last.value, last.low, last.high, unit, change=True).value} in days {points[-1].start} to {points[-1].end}"
@@ -250,6 +254,9 @@ def _by_step(reader: Reader, r: Reading, arm: str, edges: tuple[int, ...]) -> Ov
         "wears off": f"The effect of {arm} on {metric} wears off ({p}; {ends}): what a longer run would keep is less than the average",
         "grows": f"The effect of {arm} on {metric} grows with time ({p}; {ends}): the average understates where it is going",
     }[pattern]
+    if changes and not told:
+        moves = "rises" if trend.slope > 0 else "falls"
+        said = f"The effect of {arm} on {metric} {moves} with time since exposure ({p}; {ends}), and over all of it is not told from zero"
     if still:
         days = ", ".join(f"{_days(edges[k])} to {_days(edges[k + 1])}" for k in still)
         said += f". Nothing varies in days {days}, so no figure is shown there"
@@ -297,7 +304,17 @@ def _by_date(reader: Reader, r: Reading, arm: str, edges: tuple[int, ...], rng: 
     last = points[-1].difference
     text = formats.written(last.value, last.low, last.high, formats.unit(r.unit.partition("/")[0]), change=True)
     metric = formats.human(use.name)
-    states = "" if last.low * last.high > 0 else "; the band holds zero"
+    band = f"({formats.level(design.level)} band over all dates {text.range})"
+    who = f"the {treated:,} units of {arm}"
+    if last.low > 0:
+        said = f"{who} had brought {text.value} of {metric}, counted without its window, that they would not have brought in {reader.control} {band}"
+    elif last.high < 0:
+        said = f"{who} had brought {formats.size(text.value)} less of {metric}, counted without its window, than they would have in {reader.control} {band}"
+    else:
+        said = (
+            f"the difference between {who} and {reader.control} adds up to {text.value} of {metric}, counted without its window {band};"
+            " the band holds zero"
+        )
     return OverTime(
         metric=use.name,
         contrast=f"{arm} vs {reader.control}",
@@ -309,8 +326,7 @@ def _by_date(reader: Reader, r: Reading, arm: str, edges: tuple[int, ...], rng: 
         left_out=len(edges) - 1 - over,
         trend_p=None,
         pattern="",
-        sentence=f"By {points[-1].end} the {treated:,} units of {arm} had brought {text.value} of {metric}, counted without its window, that they"
-        f" would not have brought in {reader.control} ({formats.level(design.level)} band over all dates {text.range}){states}",
+        sentence=f"By {points[-1].end} {said}",
     )
 
 
