@@ -337,6 +337,22 @@ def test_open_windows_leave_units_out_of_values_and_of_what_was_before(world: Wo
     assert sum(found.ineligible.values()) == sum(t > ZERO + 400 * HOUR for _, t, _ in first.values()) > 0
 
 
+def test_a_window_that_closes_with_the_very_last_row_is_closed(world: World) -> None:
+    first = world.first()
+    # those of several arms, a few of whom were exposed later, are in no figure
+    world.exposures = world.exposures[world.exposures.u.isin(first)]
+    world.tables["exposures"] = world.exposures
+    last = max(t for _, t, _ in first.values())
+    latest = sum(t == last for _, t, _ in first.values())
+    for window, left_out in ((ENDS - last, 0), (ENDS - last + 1, latest)):
+        metric = replace(SPEND, measures=(replace(SPEND.measures[0], window_us=window),))
+        numbers = world.read(need([metric]))["x"].metrics["spend"]
+        assert sum(numbers.ineligible.values()) == left_out
+        closed = {u: who for u, who in first.items() if who[1] + window <= ENDS}
+        rows = {u: [world.value(u, t, metric.measures[0])] for u, (_, t, _) in closed.items()}
+        agree(numbers.moments, arms_of(closed, rows))
+
+
 def test_a_percentile_cap_holds_before_exposure_too(world: World) -> None:
     capped = tuple(replace(m, cap=Cap(percentile=90, nonzero=True)) for m in SPEND.measures)
     metric = replace(SPEND, measures=capped, before=tuple(replace(m, cap=capped[0].cap) for m in BEFORE))
@@ -899,6 +915,28 @@ def test_conditions_that_only_look_different_may_share_a_row(world: World) -> No
     data = world.read(one, replace(one, experiment="y", where="exp = '01'"))
     assert data["x"].exposed == data["y"].exposed
     assert sum(data["x"].exposed.values()) == len(world.first())
+
+
+def test_many_experiments_are_read_in_the_order_of_their_units_and_say_the_same(world: World) -> None:
+    world.tables["exposures"] = pd.concat(
+        [world.exposures.sample(frac=0.7, random_state=k).assign(exp=f"e{k}") for k in range(5)], ignore_index=True
+    )
+    ever = MetricNeed("ever", (Measure("events", "any", None, BUY, 72 * HOUR),))
+    asked = [
+        replace(need([replace(SPEND, before=BEFORE), BUYS, ever]), experiment=f"e{k}", where=f"exp = 'e{k}'")
+        for k in range(5)
+    ]
+    together = world.read(*asked)
+    for one in asked:
+        rows = world.tables["exposures"]
+        first = world.first(rows[rows.exp == one.experiment])
+        for metric in one.metrics:
+            columns = [*metric.measures, *metric.before]
+            table = {u: [world.value(u, t, m) for m in columns] for u, (_, t, _) in first.items()}
+            agree(together[one.experiment].metrics[metric.name].moments, arms_of(first, table))
+        # the numbering of units and the sort are for the machine: alone, an experiment says the same
+        alone = world.read(one)[one.experiment]
+        assert alone.exposed == together[one.experiment].exposed
 
 
 def test_a_quantile_has_no_joint_moments(world: World) -> None:
