@@ -276,3 +276,18 @@ def test_money_says_where_its_evidence_was_one_of_several_questions() -> None:
     for open_, said in found.items():
         assert any("as one of 3 it is not conclusive there" in a for a in said.assumptions) == open_
         assert any("as one of 3" in note for i in said.inputs for note in i.notes) == open_
+
+
+def test_classes_are_said_to_differ_only_where_that_is_shown() -> None:
+    from payoff.methods.experiment.who import _flip, _sentence
+    from payoff.result import SegmentRow, Segments, Span
+
+    rows = (
+        SegmentRow("new", {}, "harmed", Span(-2.0, -3.9, -0.1), Span(-1.0, -2.0, 0.1), 0.04, 0.01),
+        SegmentRow("old", {}, "not conclusive", Span(0.3, -3.0, 3.6), Span(0.0, -2.0, 2.0), 1.0, 0.8),
+    )
+    assert _flip(list(rows), 0.4, 0.3, 0.05) == "possible"
+    table = Segments("tenure", "revenue", "b vs a", "USD", "up", rows, 1.1, 1, 0.3, "possible", 0.4, 1.0, "")
+    assert "harm is shown in new alone" in _sentence(table, "b", "a", 0.05)
+    assert "do differ" not in _sentence(table, "b", "a", 0.05)
+    assert "do differ (p = 0.02)" in _sentence(replace(table, interaction_p=0.02), "b", "a", 0.05)
