@@ -214,7 +214,7 @@ class OverTime:
     the total gained up to then, over all treated units). ``band``: the intervals are "pointwise" or "simultaneous".
 
     ``trend_p``: is the effect the same at all times (None on a calendar)? ``pattern``: "wears off", "grows", "steady" (no sign
-    of either) or "" on a calendar. ``left_out``: steps not yet over, which are in no figure.
+    of either) or "" on a calendar. ``left_out``: steps in no figure: of a calendar not yet over, else without variation.
     """
 
     metric: str

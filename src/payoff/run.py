@@ -744,6 +744,13 @@ class Project:
                 volumes[source, period] = pricing.Volume(rows.value, rows.se, rows.days, rows.notes)
             for entity, span in wanted.populations:
                 found = [d for d in designs if d.name in declared.evidence and d.entity == entity]
+                if found and found[0].experiment.period is not None:
+                    return Refusal(
+                        f"claims.{claim}",
+                        f"population({entity}) counts {entity}s, and an effect of the switchback {found[0].name} is that on one"
+                        f" period of a {entity}",
+                        "Multiply by the number of periods instead, such as a plain number or the volume of a source with a row in each.",
+                    )
                 if found:
                     assignment = found[0].experiment.assignment
                     where = assignment.where if assignment.source is not None else None
@@ -827,11 +834,17 @@ class Project:
             new = self.run(
                 again, seed=old["seed"], record=False, today=day, progress=progress, looks_before=earlier
             ).to_dict()
-        fresh = {(k, item["name"]): item for section, k in SECTIONS.items() for item in new.get(section, ())}
+        fresh: dict[tuple[str, str], list[Any]] = {}
+        for section, kind in SECTIONS.items():
+            for item in new.get(section, ()):
+                fresh.setdefault((kind, item["name"]), []).append(item)
         figures = []
         for entry in stored.entries:
             if entry.name in names:
-                now = fresh.get((entry.kind, entry.name))
+                same = fresh.get((entry.kind, entry.name), [])
+                now = same[0] if same else None
+                if len(same) > 1:  # several refusals of one name, in the order that they were kept in
+                    del same[0]
                 if now is not None:
                     found = tuple(compare(entry.payload, now))
                 else:

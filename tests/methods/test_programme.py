@@ -109,3 +109,18 @@ def test_nothing_shipped_is_said(tmp_path: Path) -> None:
     refusal = programme_of(programme_project(tmp_path, effects=(0.0, 0.0, 0.0)))
     assert isinstance(refusal, Refusal)
     assert "shows an improvement" in refusal.reason
+
+
+def test_what_was_shipped_is_not_added_up_without_a_part_of_it(tmp_path: Path) -> None:
+    extra = "DELETE FROM exposures WHERE test = 'e1' AND arm = 'a'"
+    project = programme_project(tmp_path, extra, shipped=", shipped: [e1, e4]")
+    (refusal,) = [r for r in project.run(["p"], record=False).refusals if r.name == "programmes.p"]
+    assert "without a part of it: e1 was refused" in refusal.reason
+
+
+def test_a_holdout_without_a_figure_is_said(tmp_path: Path) -> None:
+    project = programme_project(tmp_path, "DELETE FROM exposures WHERE test = 'held' AND arm = 'a'")
+    (result,) = [r for r in project.run(["p"], record=False).results if r.name == "programmes.p"]
+    (found,) = [c for c in result.checks if c.name == "agreement"]
+    assert found.status == "warn"
+    assert "the holdout says nothing: held was refused" in found.detail

@@ -21,7 +21,7 @@ from payoff.claims.sensitivity import overturn, swings_of, words_of
 from payoff.claims.words import listed
 from payoff.errors import did_you_mean
 from payoff.result import Refusal, Result, Verdict
-from payoff.spec.amount import AmountError, Effect, ValueOf, parse, period_text
+from payoff.spec.amount import AmountError, Effect, PopulationOf, ValueOf, parse, period_text
 from payoff.spec.nouns import Claim, Decision, Value
 
 __all__ = ["ClaimResult", "Population", "Swing", "Volume", "grade", "lacks", "price"]
@@ -76,7 +76,13 @@ def _price(
     notes: list[str] = []
 
     effects, used, disagreements, assumptions = bind_effects(
-        [r for r in references if isinstance(r, Effect)], claim, results, level, seed, draws
+        [r for r in references if isinstance(r, Effect)],
+        claim,
+        results,
+        level,
+        seed,
+        draws,
+        everyone=any(isinstance(r, PopulationOf) for r in references),
     )
     terms = list(effects)
     for reference in references:

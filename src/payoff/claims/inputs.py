@@ -23,6 +23,8 @@ from payoff.spec.nouns import Claim, Value
 
 EFFECT_ESTIMAND = "difference in means"
 """The only estimand that ``effect()`` accepts: a descriptive one (an attribution share) can never pose as an effect."""
+EVERYONE_ESTIMAND = "difference in means, everyone assigned"
+"""What it becomes where only some of a population triggered, and the amount counts all of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,16 +72,36 @@ def _of_metric(result: Result, metric: str) -> list[Estimate]:
     return [e for e in _effects(result) if e.metric == metric]
 
 
-def _arms(estimates: Sequence[Estimate]) -> list[str]:
-    return [estimate.contrast.split(" vs ")[0] for estimate in estimates]
+def _arm(estimate: Estimate) -> str:
+    """The arm held against control. What an estimate counts names it, which a contrast of names with " vs " in them cannot."""
+    counted = (a for a in estimate.n if estimate.contrast in {f"{a} vs {other}" for other in estimate.n if other != a})
+    return next(counted, estimate.contrast.split(" vs ")[0])
 
 
 def _for_arm(estimates: list[Estimate], arm: str | None) -> list[Estimate]:
-    return estimates if arm is None else [e for e in estimates if e.contrast.startswith(f"{arm} vs ")]
+    return estimates if arm is None else [e for e in estimates if _arm(e) == arm]
+
+
+def _over_everyone(effect: Effect, name: str, result: Result, triggered: Estimate) -> Estimate:
+    """The same effect on everyone assigned, as ``population()`` counts them: those who never triggered had none."""
+    lost = result.left_out.get("exposed units that never triggered", 0)
+    if not lost:
+        return triggered
+    for e in result.estimates:
+        if (e.estimand, e.metric, e.contrast) == (EVERYONE_ESTIMAND, triggered.metric, triggered.contrast):
+            return e
+    raise Refused(
+        f"{effect} is on those who triggered in {name}, and the population counts everyone assigned, {lost:,} of whom did not",
+        "Multiply by a volume of what triggers, or price a count, a sum or a conversion, whose effect on everyone is known.",
+    )
 
 
 def _measure(
-    effect: Effect, evidence: Sequence[str], results: Mapping[str, Result | Refusal], level: float
+    effect: Effect,
+    evidence: Sequence[str],
+    results: Mapping[str, Result | Refusal],
+    level: float,
+    everyone: bool,
 ) -> _Measured:
     """The first piece of evidence that measures the effect. Raises Refused, with what is missing, when none does."""
     metric, arm = effect.metric, effect.arm
@@ -89,7 +111,7 @@ def _measure(
             continue
         found = _for_arm(_of_metric(result, metric), arm)
         if len(found) > 1:
-            arms = _arms(found)
+            arms = [_arm(e) for e in found]
             raise Refused(
                 f"{effect} could be any of {len(found)} comparisons in {name}: {', '.join(e.contrast for e in found)}",
                 f"Name the arm, such as {Effect(metric, arms[0])}.",
@@ -97,7 +119,10 @@ def _measure(
         if found:
             sign, notes = _direction(result, found[0])
             agreement, disagreement = _agreement(effect, found[0], name, evidence[position + 1 :], results, level)
-            return _Measured(name, result, found[0], sign, notes + agreement, disagreement)
+            taken = _over_everyone(effect, name, result, found[0]) if everyone else found[0]
+            if taken is not found[0]:
+                notes += ("spread over everyone assigned, as the population counts them, not only those who triggered",)
+            return _Measured(name, result, taken, sign, notes + agreement, disagreement)
     raise _not_measured(effect, evidence, results)
 
 
@@ -115,7 +140,7 @@ def _not_measured(effect: Effect, evidence: Sequence[str], results: Mapping[str,
                 return Refused(f"{effect} has no number in {name}: {refusal.reason}", refusal.remedy)
         of_metric = _of_metric(result, metric)
         if of_metric:
-            arms = _arms(of_metric)
+            arms = [_arm(e) for e in of_metric]
             return Refused(
                 f"{name} compares no arm '{effect.arm}' with control; it compares {', '.join(arms)}"
                 + did_you_mean(str(effect.arm), arms),
@@ -200,12 +225,14 @@ def bind_effects(
     level: float,
     seed: int,
     draws: int,
+    everyone: bool = False,
 ) -> tuple[list[Bound], dict[str, Result], list[str], list[str]]:
-    """The effects with joint draws, the results they come from, contradictions and assumptions."""
+    """The effects with joint draws, the results they come from, contradictions and assumptions. ``everyone``: the amount
+    counts a population, so an effect on some of it is spread over all of it."""
     measured: dict[tuple[str, str, str], _Measured] = {}
     references: dict[tuple[str, str, str], list[Effect]] = {}
     for effect in effects:
-        one = _measure(effect, claim.evidence, results, level)
+        one = _measure(effect, claim.evidence, results, level, everyone)
         key = (one.evidence, one.estimate.metric, one.estimate.contrast)
         measured.setdefault(key, one)
         references.setdefault(key, []).append(effect)

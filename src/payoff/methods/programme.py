@@ -58,10 +58,12 @@ class ProgrammeMethod:
         full, sign = f"programmes.{name}", 1 if direction == "up" else -1
         pieces: list[_Piece] = []
         missing: list[str] = []
+        lost: list[str] = []
         for experiment in declared.experiments:
             found = _piece(experiment, declared.metric, results.get(experiment), sign)
             if isinstance(found, str):
                 missing.append(found)
+                lost += [found] if experiment in (declared.shipped or ()) else []
             else:
                 pieces.append(found)
         if len(pieces) < 3:
@@ -76,12 +78,14 @@ class ProgrammeMethod:
             if declared.shipped is None
             else [i for i, p in enumerate(pieces) if p.name in declared.shipped]
         )
-        if not shipped:
+        if lost:
             return Refusal(
                 full,
                 f"what was shipped cannot be added up without a part of it: {'; '.join(lost)}",
                 "mend or wait for the experiments named, or name under shipped only those whose total is wanted",
             )
+        if not shipped:
+            return Refusal(full, "none of its experiments shows an improvement", "name what was kept: shipped: [...]")
         values, ses = [p.estimate.value for p in pieces], [p.se for p in pieces]
         pooled = programme.shrink(values, ses, level)
         total = programme.programme_total(values, ses, shipped, pooled)
@@ -193,7 +197,7 @@ class ProgrammeMethod:
             return [], Check("agreement", "not-run", None, "no holdout is named to hold the total against")
         found = _piece(name, declared.metric, results.get(name), 1)
         if isinstance(found, str):
-            return [], Check("agreement", "not-run", None, f"the holdout says nothing: {found}")
+            return [], Check("agreement", "warn", None, f"the holdout says nothing: {found}")
         theirs = Difference(found.estimate.value, found.se, np.inf)
         gap = programme.against_holdout(total, theirs)
         n = {name: sum(found.estimate.n.values())}

@@ -49,7 +49,7 @@ _READERS = {
 
 def is_number(kind: str) -> bool:
     """Is a column type one of numbers? A boolean is: 0 or 1."""
-    return kind.startswith(_NUMBERS)
+    return kind.startswith(_NUMBERS) and not kind.endswith("]")  # which would be a list of them
 
 
 def to_us(moment: datetime, zone: str) -> int:

@@ -32,6 +32,8 @@ MOST_CLASSES = 50
 MOST_COLUMNS = 20
 """Classes of a covariate that are told apart; the rest are taken together."""
 _DAY_US = 86_400_000_000.0
+_FIRST_US = -62_135_596_800_000_000
+"""The year 1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,8 +172,9 @@ class Units:
         if attribute.since is not None:
             days = fragment("($t0 - $v) / $day", t0=column("t0", "x"), v=value, day=_DAY_US)
             ahead = fragment("$v > $t0", v=value, t0=column("t0", "x"))
+            real = fragment("$v >= $first", v=value, first=_FIRST_US)  # and not -infinity, which is no time
             return (
-                fragment("CASE WHEN NOT $ahead THEN $d END", ahead=exp.paren(ahead), d=days),
+                fragment("CASE WHEN NOT $ahead AND $real THEN $d END", ahead=exp.paren(ahead), real=real, d=days),
                 exp.or_(later, ahead),
                 many,
             )
@@ -654,6 +657,8 @@ def class_of(attribute: AttributeNeed, k: int, cuts: Sequence[float]) -> tuple[e
 
 def _ranges(cuts: Sequence[float]) -> list[str]:
     shown = [f"{cut:.6g}" for cut in cuts]
+    if len(set(shown)) < len(cuts):  # classes of one name would be one class
+        shown = [repr(float(cut)) for cut in cuts]
     between = [f"{a} to {b}" for a, b in pairwise(shown)]
     return [f"under {shown[0]}", *between, f"{shown[-1]} and over"]
 

@@ -242,6 +242,14 @@ class ExperimentMethod:
             return Refusal(
                 name, f"source '{source}' has no row for this experiment", "check the source, where, starts and ends"
             )
+        lost = data.cluster
+        if not data.exposed and lost is not None and (lost.without or lost.several_arms):
+            return Refusal(
+                name,
+                f"no unit is left to compare: {lost.without:,} have no {design.experiment.cluster}, and {lost.several_arms:,}"
+                f" {design.experiment.cluster}s were seen in several arms",
+                f"check the column of '{design.experiment.cluster}' in '{source}'; a whole {design.experiment.cluster} must keep to one arm",
+            )
         if not data.exposed and data.untriggered:
             trigger = design.experiment.trigger
             return Refusal(
@@ -250,12 +258,29 @@ class ExperimentMethod:
                 f" '{trigger.source if trigger else ''}' after exposure",
                 "check the trigger's source and where; it must be recorded in every arm, where the feature would have shown too",
             )
+        if not data.exposed and data.several_arms:
+            one = "period" if design.experiment.period is not None else design.entity
+            return Refusal(
+                name,
+                f"none of the {data.rows:,} rows of '{source}' gives a unit with one arm: {data.several_arms:,} were seen in several",
+                f"each {one} must keep one arm; check assignment.variant and where"
+                + (", and that period is as long as an arm was kept" if design.experiment.period is not None else ""),
+            )
         if not data.exposed:
             return Refusal(
                 name,
                 f"none of the {data.rows:,} rows of '{source}' gives a unit with one arm and a time",
                 f"look at the NULLs with: payoff doctor ({data.rows_without_id:,} rows have no id, {data.rows_without_time:,} no"
                 f" time, {data.rows_without_arm:,} no arm; {data.several_arms:,} units were in several arms)",
+            )
+        untriggered = sorted(arm for arm in data.untriggered if arm not in data.exposed)
+        if untriggered:
+            trigger = design.experiment.trigger
+            return Refusal(
+                name,
+                f"none of the {data.untriggered[untriggered[0]]:,} exposed units of arm '{untriggered[0]}' has a row of the trigger"
+                f" '{trigger.source if trigger else ''}' after exposure; arms with one: {found}",
+                "a trigger must be recorded in every arm, where the feature would have shown too",
             )
         if control not in data.exposed:
             return Refusal(
@@ -288,7 +313,9 @@ class ExperimentMethod:
             return Refusal(
                 name,
                 f"it is to be adjusted for '{refused[0].name}', which cannot serve: {refused[0].refused}",
-                "adjust only for what was known before exposure; leave the attribute out, or give its source a time",
+                "adjust only for what was known before exposure; leave the attribute out, or give its source a time"
+                if refused[0].future or refused[0].ambiguous or not refused[0].classes
+                else "make fewer classes of it, with cuts, quantiles or a coarser column",
             )
         return None
 

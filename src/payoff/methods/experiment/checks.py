@@ -36,7 +36,7 @@ def run_checks(reader: Reader, readings: list[Reading], closer: Closer) -> list[
         *_plan_checks(reader, readings, closer),
         *_value_checks(reader, readings),
         *few_units_checks(reader, readings),
-        *_distribution_checks(data, readings, closer),
+        *_distribution_checks(design, data, readings, closer),
         *_adjustment_checks(reader, readings),
         *_structure_checks(design, data, readings, closer),
         _order_check(reader, readings),
@@ -455,12 +455,17 @@ def _value_checks(reader: Reader, readings: list[Reading]) -> list[Check]:
     return [*out, *(doubts or [Check("few_units", "pass", None, "enough units for normal intervals")])]
 
 
-def _distribution_checks(data: ArmsData, readings: list[Reading], closer: Closer) -> list[Check]:
+def _distribution_checks(
+    design: ExperimentDesign, data: ArmsData, readings: list[Reading], closer: Closer
+) -> list[Check]:
     """Values that were not to be expected: below zero where money is added up, or one unit that outweighs the rest."""
     sums = [r.use.name for r in readings if r.use.metric.kind in ("sum", "mean", "ratio")]
     below = {name: n for name in sums if (n := data.metrics[name].negative)}
     listed = "; ".join(
-        f"{name}: {n:,} units are below zero (the lowest is {min(data.metrics[name].lowest):,.4g})"
+        f"{name}: {n:,} units are below zero"
+        + (
+            "" if design.min_cell > 1 else f" (the lowest is {min(data.metrics[name].lowest):,.4g})"
+        )  # one person's figure
         for name, n in below.items()
     )
     out = [
@@ -539,11 +544,22 @@ def _adjustment_checks(reader: Reader, readings: list[Reading]) -> list[Check]:
             parts.append(f"{profile.missing:,} units have no value")
         if profile.refused is not None or profile.future or profile.ambiguous:
             told.append(Check("covariates", "warn", float(profile.missing), f"{profile.name}: {'; '.join(parts)}"))
+    gaps = [
+        f"{profile.name}: {profile.missing:,} units have no value"
+        for profile in data.attributes.values()
+        if profile.missing
+    ]
     told += [
         Check("covariates", "warn", None, f"{r.use.name} is not adjusted: {r.unadjusted_because}")
         for r in readings
         if r.unadjusted_because
     ]
+    for r in readings:
+        for classes in r.adjusted.merged if r.adjusted is not None else ():
+            why = "too few units in some arm to be compared alone"
+            told.append(
+                Check("covariates", "warn", None, f"{r.use.name}: {' and '.join(classes)} are taken together: {why}")
+            )
     if not told:
         asked = bool(data.attributes) or wanted is not None
         told = [
@@ -551,7 +567,9 @@ def _adjustment_checks(reader: Reader, readings: list[Reading]) -> list[Check]:
                 "covariates",
                 "pass" if asked else "not-run",
                 None,
-                "what was known before exposure can be used" if asked else "nothing known before exposure is read",
+                "; ".join(["what was known before exposure can be used", *gaps])
+                if asked
+                else "nothing known before exposure is read",
             )
         ]
     return [*out, *told]

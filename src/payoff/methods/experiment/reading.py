@@ -172,9 +172,9 @@ class Reader:
     def _level(self, name: str, use: MetricUse, numbers: MetricMoments, arm: str) -> Level | Refusal:
         """The metric's level in one arm, or why there is none."""
         design, data = self.design, self.data
-        n = numbers.quantiles[arm].n if arm in numbers.quantiles else units_of(numbers, arm)
+        n = units_of(numbers, arm)
         m = numbers.moments.get(arm)
-        if (m is None and not numbers.quantiles) or numbers.eligible.get(arm, 0) == 0:
+        if numbers.eligible.get(arm, 0) == 0:
             as_of = "" if data.as_of_us is None else f" (the data goes to {from_us(data.as_of_us)})"
             return Refusal(
                 name,
@@ -203,7 +203,12 @@ class Reader:
             assert m is not None
             return plain_level(design, use, m)
         except ValueError as error:
-            return Refusal(name, f"arm '{arm}': {error}", remedy(n))
+            few = use.metric.kind == "quantile" and arm not in numbers.quantiles
+            return Refusal(
+                name,
+                f"arm '{arm}': {error}",
+                "wait for more units, or ask for a quantile nearer the middle" if few else remedy(n),
+            )
 
 
 def units_of(numbers: MetricMoments, arm: str) -> int:

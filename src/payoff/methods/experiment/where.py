@@ -64,9 +64,9 @@ def displacement(reader: Reader) -> tuple[tuple[Displacement, ...], list[Estimat
         except ValueError as error:
             refusals.append(Refusal(refused, str(error), f"check cannibalisation.by and paths over '{wanted.within}'"))
             continue
-        rule_n = moments[arm].n + moments[reader.control].n
+        observed = moments[arm].n + moments[reader.control].n
 
-        def span(gap: Difference, n: int = rule_n) -> Span:
+        def span(gap: Difference, n: int = observed) -> Span:
             return Span(gap.value, *reader.rule.interval(gap.value, gap.se, gap.df, n, design.level))
 
         gains = tuple(
@@ -80,6 +80,8 @@ def displacement(reader: Reader) -> tuple[tuple[Displacement, ...], list[Estimat
             for k in range(len(named))
             if found.paths[k].se > 0
         )
+        silent = [named[k] for k in range(len(wanted.paths)) if found.paths[k].se == 0]
+        nothing = f"; nothing varies on {', '.join(silent)}, so no figure is shown there" if silent else ""
         said = Displacement(
             contrast=f"{arm} vs {reader.control}",
             unit=unit,
@@ -91,7 +93,8 @@ def displacement(reader: Reader) -> tuple[tuple[Displacement, ...], list[Estimat
             reason=found.reason,
             sentence=_sentence(
                 reader, arm, wanted.treated_path, unit, span(found.gained), span(found.others), span(found.net), found
-            ),
+            )
+            + nothing,
         )
         out.append(said)
         n = {x: units_of(reader.data.metrics[NAME], x) for x in (arm, reader.control)}
@@ -107,7 +110,7 @@ def displacement(reader: Reader) -> tuple[tuple[Displacement, ...], list[Estimat
                     contrast=said.contrast,
                     value=gap.value,
                     unit=unit,
-                    uncertainty=reader.rule.uncertainty(gap.value, gap.se, gap.df, rule_n, design.level),
+                    uncertainty=reader.rule.uncertainty(gap.value, gap.se, gap.df, observed, design.level),
                     interval_kind=reader.rule.interval_kind,
                     n=n,
                     level=design.level,
@@ -176,7 +179,7 @@ def interactions(reader: Reader, readings: list[Reading]) -> tuple[Interaction, 
                             else Span(gap.value, *reader.rule.interval(gap.value, gap.se, gap.df, count, design.level)),
                             p_value=None if gap is None else reader.rule.p_value(gap.value, gap.se, gap.df, count),
                             adjusted_p=None,
-                            reason=reason or why,
+                            reason=why or reason,
                             sentence="",
                         )
                     )
@@ -188,7 +191,12 @@ def interactions(reader: Reader, readings: list[Reading]) -> tuple[Interaction, 
 def _dependence(counts: Mapping[tuple[str, str], int], effect: float) -> tuple[compare.ChiSquare | None, str]:
     mine, theirs = sorted({a for a, _ in counts}), sorted({b for _, b in counts})
     if len(mine) < 2 or len(theirs) < 2:
-        return None, "no unit, or one arm only, is in both experiments"
+        return (
+            None,
+            "the units that are in both experiments are in one arm only of one of them"
+            if counts
+            else "no unit is in both experiments",
+        )
     return heterogeneity.assignment_dependence([[counts.get((a, b), 0) for b in theirs] for a in mine], effect), ""
 
 

@@ -25,6 +25,8 @@ class _Class:
     gap: Difference | None
     count: int
     reason: str = ""
+    covers: bool = False
+    """It is hidden for the sake of another, which its own counts would give away too."""
 
 
 @dataclass(slots=True)
@@ -50,11 +52,14 @@ def segments(reader: Reader, readings: list[Reading]) -> tuple[tuple[Segments, .
         profile = reader.data.attributes.get(attribute)
         name = f"experiments.{design.name}.segments.{attribute}"
         if profile is not None and profile.refused is not None:
+            many = profile.future == 0 and profile.classes > 1
             refusals.append(
                 Refusal(
                     name,
                     f"{attribute} cannot make segments: {profile.refused}",
-                    "make fewer classes of it, with cuts, quantiles or a coarser column",
+                    "make fewer classes of it, with cuts, quantiles or a coarser column"
+                    if many
+                    else "name an attribute that is known of units before exposure; look at its source with: payoff doctor",
                 )
             )
             continue
@@ -68,7 +73,7 @@ def segments(reader: Reader, readings: list[Reading]) -> tuple[tuple[Segments, .
                             f"{name}.{r.use.name}",
                             f"{attribute} has {len(table.read)} class{'' if len(table.read) == 1 else 'es'} with enough units"
                             f" in {arm} and {reader.control}: "
-                            + "; ".join(c.reason for c in table.classes if c.reason),
+                            + ("; ".join(c.reason for c in table.classes if c.reason) or _all_alike(table)),
                             "segments compare at least two classes; wait for more units or choose coarser classes",
                         )
                     )
@@ -78,6 +83,10 @@ def segments(reader: Reader, readings: list[Reading]) -> tuple[tuple[Segments, .
         return (), [], refusals
     found, estimates = _corrected(reader, tables)
     return tuple(found), estimates, refusals
+
+
+def _all_alike(table: _Table) -> str:
+    return f"all units are in '{table.classes[0].name}'" if table.classes else "no unit has a value"
 
 
 def _decided_on(reader: Reader, readings: list[Reading]) -> list[Reading]:
@@ -104,17 +113,27 @@ def _rows(reader: Reader, r: Reading, arm: str, classes: Mapping[str, Mapping[st
             out.append(_Class(name, n, pair.difference(arm, control), count))
         except ValueError as error:
             out.append(_Class(name, n, None, 0, f"'{name}': {error}"))
-    hidden = [c for c in out if c.gap is None and min(c.n.values()) + max(c.n.values()) > 0 and "fewer" in c.reason]
-    if len(hidden) == 1 and design.min_cell > 2:
-        # one hidden class could be had by taking the others from the total: the next smallest goes with it
-        shown = [c for c in out if c.gap is not None]
-        if shown:
-            least_of = min(shown, key=lambda c: min(c.n.values()))
-            least_of.gap, least_of.reason = (
-                None,
-                f"'{least_of.name}' is hidden so that '{hidden[0].name}' cannot be worked out",
-            )
+    if design.min_cell > 2:
+        _hide_what_gives_away(out, design.min_cell)
     return out
+
+
+def _hide_what_gives_away(classes: list[_Class], min_cell: int) -> None:
+    """Those hidden could be had together by taking the others from the total: the next smallest go with them, until they are
+    so many units (or none) in each arm."""
+    small = [c for c in classes if c.gap is None and any(0 < n < min_cell for n in c.n.values())]
+    told = ", ".join(f"'{c.name}'" for c in small)
+    hidden = list(small)
+    while small:
+        together = [sum(c.n[arm] for c in hidden) for arm in small[0].n]
+        shown = [c for c in classes if c.gap is not None]
+        enough = all(n == 0 or n >= min_cell for n in together)
+        if not shown or (enough and len(hidden) > 1):
+            return
+        least = min(shown, key=lambda c: min(c.n.values()))
+        least.gap, least.covers = None, True
+        least.reason = f"'{least.name}' is hidden so that {told} cannot be worked out"
+        hidden.append(least)
 
 
 def few_units_checks(reader: Reader, readings: list[Reading]) -> list[Check]:
@@ -273,6 +292,8 @@ def _flip_p(reader: Reader, p: float, gaps: list[Difference], counts: list[int])
 
 def _hidden(c: _Class, min_cell: int) -> dict[str, int]:
     """The counts of a class that is not shown: none below the smallest group that may be."""
+    if c.covers:
+        return {}
     return {arm: n for arm, n in c.n.items() if n >= min_cell} if min_cell else c.n
 
 

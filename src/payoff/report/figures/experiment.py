@@ -327,7 +327,7 @@ def _shown_elsewhere(result: Node) -> set[tuple[str, str, str]]:
     if not result.has("closer"):
         return set()
     return {
-        (table.text("metric"), table.text("contrast"), f"{table.text('attribute')}={row.text('segment')}")
+        (table.text("metric"), table.text("contrast"), clean(f"{table.text('attribute')}={row.raw('segment')}"))
         for table in result.node("closer").nodes("segments", optional=True)
         for row in table.nodes("rows")
     }
@@ -505,7 +505,7 @@ def read_section(result: Node, index: int, run: Node, library: list[SqlText]) ->
     arms = tuple(
         ArmLevel(
             metric=isolate(formats.capital(human(a.text("metric")))),
-            arm=isolate(a.text("arm")),
+            arm=isolate(a.name("arm")),
             n=formats.count(int(a.number("n"))),
             quantity=read_quantity(a, read_unit(a), kind="confidence", level=level),
         )

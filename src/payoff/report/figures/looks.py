@@ -109,7 +109,7 @@ class TimeLook:
 
     @property
     def left_out_text(self) -> str:
-        if not self.left_out:
+        if not self.left_out or not self.calendar:  # of other steps the sentence says which, and why
             return ""
         steps = "step is" if self.left_out == 1 else "steps are"
         return f"{formats.count(self.left_out)} {steps} not yet over, and in no figure."
@@ -367,7 +367,7 @@ class _Reader:
 
     def _row(self, row: Node, what: Unit, direction: str) -> SegmentLine:
         state = state_of(row)
-        name = isolate(row.text("segment"))
+        name = isolate(row.name("segment"))
         if state.key == "refused":
             return SegmentLine(name, _units(row), state, None, None, "", "", row.prose("reason"))
         quantity = self.span(row, "difference", what, note="corrected over all segments")

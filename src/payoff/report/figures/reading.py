@@ -155,6 +155,10 @@ class Node:
             raise MissingFigure(f"{self.path}.{key} is empty; the report is not written without it")
         return value or str(default)
 
+    def name(self, key: str) -> str:
+        """What the data call something, which may be blank."""
+        return clean(str(self.raw(key))) or "(empty)"
+
     def prose(self, key: str) -> str:
         """A sentence somebody else's names may stand in."""
         return formats.fenced(self.text(key))
