@@ -290,4 +290,4 @@ def test_classes_are_said_to_differ_only_where_that_is_shown() -> None:
     table = Segments("tenure", "revenue", "b vs a", "USD", "up", rows, 1.1, 1, 0.3, "possible", 0.4, 1.0, "")
     assert "harm is shown in new alone" in _sentence(table, "b", "a", 0.05)
     assert "do differ" not in _sentence(table, "b", "a", 0.05)
-    assert "do differ (p = 0.02)" in _sentence(replace(table, interaction_p=0.02), "b", "a", 0.05)
+    assert "do differ (p = 0.020)" in _sentence(replace(table, interaction_p=0.02), "b", "a", 0.05)
