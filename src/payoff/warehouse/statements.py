@@ -15,8 +15,9 @@ from payoff.warehouse.query import Query, column, conjunction, fragment, parsed,
 from payoff.warehouse.sources import View
 
 _WORTH_ORDERING = 4
-"""Experiments in a pass from which on its rows are ordered by unit first: a row then meets several exposures, and a unit's
-values, which are as many, would be fetched from memory for each of its rows. For fewer the sort costs more than it saves."""
+"""Experiments in a pass from which on its rows and the units are put in the order of the units first. A row then meets several
+exposures, which lie side by side, and their values stay in the processor's cache until the unit's next row. Where a row meets
+few, there is little to gain for the sort."""
 
 
 @dataclass(frozen=True)
@@ -297,8 +298,14 @@ class Statements:
         for branch in branches[1:]:
             union = exp.union(union, branch, distinct=False)
             union.set("by_name", True)
-        # in the order of the units: what is joined to them in that order finds its neighbours in the processor's cache
-        return sql("SELECT row_number() OVER (ORDER BY unit) - 1 AS uid, * FROM units", units=Query(union))
+        units: exp.Query = union
+        if any(scan.entity == entity and self._ordered(scan) for scan in self.layout.scans):
+            units = exp.select("*").from_(union.subquery("every")).order_by(column("unit"))
+        return sql("SELECT row_number() OVER () - 1 AS uid, * FROM units", units=Query(units))
+
+    def _ordered(self, scan: Scan) -> bool:
+        """Is the pass to go through its rows, and the units, in the order of the units? No figure depends on it."""
+        return len(scan.users) >= _WORTH_ORDERING
 
     def stages(self, entity: str) -> list[str]:
         """The tables that exposures pass through, the last one ``exposed_``: assigned, triggered, without mixed clusters."""
@@ -427,7 +434,7 @@ class Statements:
         distinct = {w.sql(): w for w in wheres if w is not None}
         any_of = None if any(w is None for w in wheres) else exp.or_(*distinct.values())
         rows = rows.where(conjunction(*bounds, any_of)) if bounds or any_of is not None else rows
-        if len(scan.users) >= _WORTH_ORDERING:
+        if self._ordered(scan):
             rows = rows.order_by(column("unit"))
         units = self._units(scan.entity, scan.users, self.stages(scan.entity)[0] if scan.stage < 0 else None)
         for alias, (table, source_column) in anchors.items():
