@@ -168,7 +168,7 @@ def test_each_kind_of_interval_has_its_name() -> None:
     looks = section("peeked").looks
     assert looks.segments[0].read[0].quantity.interval_name == "95% always-valid interval corrected over all segments"  # type: ignore[union-attr]
     # Pooling is made for one look, whatever the stopping rule.
-    assert looks.segments[0].read[0].pooled.interval_name == "95% confidence interval partially pooled"  # type: ignore[union-attr]
+    assert looks.segments[0].read[0].pooled.interval_name == "95% credible interval partially pooled"  # type: ignore[union-attr]
     run = runs.peeked()
     for estimate in run["results"][0]["estimates"]:
         estimate["interval_kind"] = "repeated"

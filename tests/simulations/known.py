@@ -1,7 +1,6 @@
 """Regimes in which some intervals are known to cover less than they say, and why. The page lists them.
 
-The program must warn in each, but for those in UNWARNED. A regime that mends must leave the list, and none enters it without
-a reason.
+The program must warn in each. A regime that mends must leave the list, and none enters it without a reason.
 """
 
 from __future__ import annotations
@@ -46,5 +45,3 @@ KNOWN: dict[Regime, str] = {
     Regime("classes", "zero-inflated", "5 classes of 200 / 200"): _CLASSES,
     Regime("classes", "zero-inflated", "20 classes of 200 / 200"): _CLASSES,
 }
-
-UNWARNED = {Regime("classes", "normal", "20 classes of 200 / 200")}

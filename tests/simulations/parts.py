@@ -79,7 +79,7 @@ def classes(seed: int, worlds: int, kind: str, k: int, n: int, spread: float, po
         kind, math.sqrt(BUYERS * math.exp(8.0) - MEANS["zero-inflated"] ** 2)
     )
     unit = sd * math.sqrt(2 / n) / MEANS[kind]
-    shares, rejected, crossed, answered, warnings = [], 0, 0, 0, 0
+    shares, rejected, crossed, answered, warnings, many = [], 0, 0, 0, 0, 0
     below = above = excludes = 0.0
     for size in batches(worlds, 2 * n * k):
         effects = 0.05 + spread * unit * rng.standard_normal((size, k))
@@ -104,7 +104,9 @@ def classes(seed: int, worlds: int, kind: str, k: int, n: int, spread: float, po
                 excludes += float(((low > 0) | (high < 0)).mean())
             rejected += heterogeneity.interaction(*figures).p_value < 1 - LEVEL
             crossed += heterogeneity.gail_simon(*figures).p_value < 1 - LEVEL
-            warnings += any(doubts(x)[0] for x in plain)  # few_units looks at every class
+            few = any(doubts(x)[0] for x in plain)  # few_units looks at every class
+            warnings += few
+            many += few or k >= heterogeneity.MANY_CLASSES  # and at how many are pooled
             answered += 1
     place = kind, f"{k} classes of {n:,} / {n:,}", f"spread {spread:g} se"
     m = max(answered, 1)
@@ -124,7 +126,7 @@ def classes(seed: int, worlds: int, kind: str, k: int, n: int, spread: float, po
             round(below / len(shares), 6),
             round(above / len(shares), 6),
             round(excludes / len(shares), 6),
-            warnings / m,
+            many / m,
             False,
             spread=round(max(float(np.std(shares)), 1e-3), 6),
         ),

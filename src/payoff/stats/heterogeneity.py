@@ -104,6 +104,11 @@ class Pooled:
     covariance: FloatArray
 
 
+MANY_CLASSES = 10
+"""From here on pooled intervals cover a little less than they say where classes differ by about as much as each is uncertain:
+the data then say enough of tau to outweigh its wide prior, and not yet enough to know it."""
+
+
 def partial_pooling(
     values: Sequence[float], ses: Sequence[float], level: float = 0.95, mean: float | None = None
 ) -> Pooled:
@@ -117,7 +122,7 @@ def partial_pooling(
     (Gelman et al. 2013, "Bayesian data analysis", eqs. 5.17 to 5.21).
 
     In simulations of K = 2 to 20 classes with tau of 0 to 30 s0 the 95% intervals cover 94% to 99%, averaged over
-    classes, and squared errors are a tenth of the raw values' to the same (within 1%); smaller scales, and the uniform
+    classes, but for 93% with `MANY_CLASSES` or more and tau near s0, and squared errors are a tenth of the raw values' to the same (within 1%); smaller scales, and the uniform
     shrinkage prior, fall to 92% at tau = 3 s0. One outlier among many that are alike is drawn in too, and covered less.
     """
     if not 0 < level < 1:

@@ -35,7 +35,7 @@ def run_checks(reader: Reader, readings: list[Reading], closer: Closer) -> list[
         _freshness_check(design, data, readings),
         *_plan_checks(reader, readings, closer),
         *_value_checks(reader, readings),
-        *few_units_checks(reader, readings),
+        *few_units_checks(reader, readings, closer.segments),
         *_distribution_checks(design, data, readings, closer),
         *_adjustment_checks(reader, readings),
         *_structure_checks(design, data, readings, closer),

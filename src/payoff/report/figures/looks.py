@@ -379,7 +379,11 @@ class _Reader:
             n=_units(row),
             state=state,
             quantity=quantity,
-            pooled=self.fixed(row, "pooled", what, change=True, note="partially pooled") if row.has("pooled") else None,
+            pooled=read_quantity(
+                row.node("pooled"), what, change=True, kind="credible", level=self.level, note="partially pooled"
+            )
+            if row.has("pooled")
+            else None,
             p_value=self.p(row, "p_value"),
             raw_p_value=self.p(row, "raw_p_value"),
             reason="",
