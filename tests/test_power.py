@@ -24,13 +24,15 @@ from statsmodels.stats.proportion import proportion_effectsize
 from payoff.errors import DataError, UsageError
 from payoff.methods.experiment import ExperimentDesign, MetricUse
 from payoff.methods.experiment import power as planning
-from payoff.methods.experiment.power import Ask, Baseline, Plan, Question
+from payoff.methods.experiment.power import Ask, Plan
 from payoff.run import Asked, Project
 from payoff.spec import nouns
 from payoff.spec.nouns import Experiment
 from payoff.stats import compare, sequential
+from payoff.stats import planning as sizes
 from payoff.stats.adjust import adjusted_levels
 from payoff.stats.moments import Moments
+from payoff.stats.planning import Baseline, Question
 from payoff.warehouse.history import Arrivals, Pretended
 from payoff.warehouse.needs import ArmsData, ClusterProfile, MetricMoments
 from tests.builders import make_project
@@ -49,12 +51,12 @@ Array = NDArray[np.float64]
 def test_units_of_a_mean_are_those_of_statsmodels(d: float, power: float, ratio: float, alpha: float) -> None:
     theirs = TTestIndPower().solve_power(d, power=power, ratio=ratio, alpha=alpha)
     shares = (1 / (1 + ratio), ratio / (1 + ratio))
-    ours = planning.observations(3 * d, Baseline(10, 9.0), shares, Question(alpha), power)
+    ours = sizes.observations(3 * d, Baseline(10, 9.0), shares, Question(alpha), power)
     if ratio == 1:
         assert ours == pytest.approx(2 * theirs, rel=1e-6)
     else:  # Welch's degrees of freedom are fewer than the pooled ones where arms differ in size: a few units
         assert 0 <= ours - (1 + ratio) * theirs < 8
-    found = planning.smallest(ours, Baseline(10, 9.0), shares, Question(alpha), power)
+    found = sizes.smallest(ours, Baseline(10, 9.0), shares, Question(alpha), power)
     assert found == pytest.approx(3 * d, rel=1e-6)
 
 
@@ -64,7 +66,7 @@ def test_units_of_a_conversion_are_those_of_statsmodels(p: float, effect: float)
     spread = math.sqrt((p * (1 - p) + there * (1 - there)) / 2)
     exact = NormalIndPower().solve_power(effect / spread, power=0.8, alpha=0.05)
     arcsine = NormalIndPower().solve_power(proportion_effectsize(there, p), power=0.8, alpha=0.05)
-    ours = planning.observations(effect, Baseline(p, p * (1 - p), binary=True), EVEN, Question(0.05), 0.8)
+    ours = sizes.observations(effect, Baseline(p, p * (1 - p), binary=True), EVEN, Question(0.05), 0.8)
     assert 0 < ours - 2 * exact < 5  # t in place of z: about z^2 / 2 units in all
     assert ours == pytest.approx(2 * arcsine, rel=0.01)  # another approximation of the same
 
@@ -72,7 +74,7 @@ def test_units_of_a_conversion_are_those_of_statsmodels(p: float, effect: float)
 @pytest.mark.parametrize(("d", "n"), [(0.2, 393), (0.5, 64), (0.8, 26)])
 def test_cohens_table(d: float, n: int) -> None:
     """Cohen 1988, "Statistical Power Analysis for the Behavioral Sciences", table 2.4.1: two-tailed .05, power .80."""
-    assert math.ceil(planning.observations(d, Baseline(0, 1.0), EVEN, Question(0.05), 0.8) / 2) in (n, n + 1)
+    assert math.ceil(sizes.observations(d, Baseline(0, 1.0), EVEN, Question(0.05), 0.8) / 2) in (n, n + 1)
 
 
 @pytest.mark.parametrize(
@@ -83,7 +85,7 @@ def test_inflation_factors_of_pocock(looks: int, pocock: float, factor80: float,
     """Jennison and Turnbull 2000, tables 2.1 and 2.2 (two-sided .05, three decimals)."""
     for power, factor in ((0.8, factor80), (0.9, factor90)):
         drift = math.sqrt(factor) * (1.959964 + NORMAL[power])
-        assert planning.sequential_power(drift, [pocock] * looks) == pytest.approx(power, abs=6e-4)
+        assert sizes.sequential_power(drift, [pocock] * looks) == pytest.approx(power, abs=6e-4)
 
 
 @pytest.mark.parametrize(
@@ -95,7 +97,7 @@ def test_inflation_factors_of_obrien_and_fleming(looks: int, constant: float, fa
     critical = [constant * math.sqrt(looks / (k + 1)) for k in range(looks)]
     for power, factor in ((0.8, factor80), (0.9, factor90)):
         drift = math.sqrt(factor) * (1.959964 + NORMAL[power])
-        assert planning.sequential_power(drift, critical) == pytest.approx(power, abs=6e-4)
+        assert sizes.sequential_power(drift, critical) == pytest.approx(power, abs=6e-4)
 
 
 NORMAL = {0.8: 0.841621, 0.9: 1.281552}
@@ -104,7 +106,7 @@ NORMAL = {0.8: 0.841621, 0.9: 1.281552}
 def test_without_drift_the_chance_is_the_error() -> None:
     for spending in ("obrien_fleming", "pocock"):
         critical = sequential.boundaries([k / 7 for k in range(1, 8)], 0.03, spending)  # type: ignore[arg-type]
-        assert planning.sequential_power(0.0, critical) == pytest.approx(0.03, abs=1e-8)
+        assert sizes.sequential_power(0.0, critical) == pytest.approx(0.03, abs=1e-8)
 
 
 @given(
@@ -120,36 +122,34 @@ def test_units_and_effect_are_each_others_inverse_in_any_unit(
 ) -> None:
     test = Question(0.05, 1 if sides == 1 else 2, rule=rule, looks=4, tightest_at=2_000)
     shares = (share, 1 - share)
-    total = planning.observations(d, Baseline(1, 1.0), shares, test, power)
-    assert planning.observations(scale * d, Baseline(scale, scale**2), shares, test, power) == pytest.approx(
+    total = sizes.observations(d, Baseline(1, 1.0), shares, test, power)
+    assert sizes.observations(scale * d, Baseline(scale, scale**2), shares, test, power) == pytest.approx(
         total, rel=1e-6
     )
-    found = planning.smallest(total, Baseline(scale, scale**2), shares, test, power)
+    found = sizes.smallest(total, Baseline(scale, scale**2), shares, test, power)
     assert found == pytest.approx(scale * d, rel=1e-6)
-    more = planning.observations(d, Baseline(1, 1.0), shares, replace(test, alpha=0.05 / 3), power)
+    more = sizes.observations(d, Baseline(1, 1.0), shares, replace(test, alpha=0.05 / 3), power)
     assert more > total
     if rule != "fixed":
-        assert total >= planning.observations(d, Baseline(1, 1.0), shares, Question(0.05, test.sides), power) * (
-            1 - 1e-9
-        )
+        assert total >= sizes.observations(d, Baseline(1, 1.0), shares, Question(0.05, test.sides), power) * (1 - 1e-9)
 
 
 def test_a_share_goes_no_further_than_all_or_none() -> None:
     baseline = Baseline(0.9, 0.09, binary=True)
-    assert planning.smallest(20, baseline, EVEN, Question(0.05), 0.8) is None
+    assert sizes.smallest(20, baseline, EVEN, Question(0.05), 0.8) is None
     with pytest.raises(ValueError, match=r"cannot rise by 0\.2: it would be 1\.1"):
-        planning.observations(0.2, baseline, EVEN, Question(0.05), 0.8)
-    assert planning.smallest(3, Baseline(1, 1), EVEN, Question(0.05), 0.8) is None
+        sizes.observations(0.2, baseline, EVEN, Question(0.05), 0.8)
+    assert sizes.smallest(3, Baseline(1, 1), EVEN, Question(0.05), 0.8) is None
 
 
 @given(new=st.lists(st.integers(0, 50), min_size=1, max_size=40), day=st.floats(0.5, 80))
 def test_days_until_so_many_came_is_the_inverse_of_how_many_came(new: list[int], day: float) -> None:
     counts = tuple(np.cumsum(new).tolist())
-    came, beyond = planning.arrived(counts, day)
+    came, beyond = sizes.arrived(counts, day)
     assert beyond == (day > len(counts))
-    back, _ = planning.days_until(counts, came)
+    back, _ = sizes.days_until(counts, came)
     if back is not None and came > 0:
-        assert planning.arrived(counts, back)[0] == pytest.approx(came, rel=1e-9)
+        assert sizes.arrived(counts, back)[0] == pytest.approx(came, rel=1e-9)
         assert back <= day * (1 + 1e-9)
 
 
@@ -339,7 +339,7 @@ def test_power_of_a_group_sequential_design(rng: Rng, spending: str) -> None:
     z = steps.cumsum(axis=1) / looks / np.sqrt(2 / (per_look * looks))
     assert near(float((np.abs(z) > critical).any(axis=1).mean()), 0.8, runs)
     assert metric.planned_power is not None
-    at_declared = planning.power_at(
+    at_declared = sizes.power_at(
         0.1,
         5_000,
         Baseline(0, 1.0),

@@ -13,6 +13,9 @@ from scipy import optimize, special
 
 from payoff.estimate import FloatArray
 
+TIGHTEST_AT = 10_000
+"""Where an always-valid interval is tightest unless the design says: the choice changes widths, never coverage."""
+
 Spending = Literal["obrien_fleming", "pocock"]
 
 

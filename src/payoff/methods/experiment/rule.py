@@ -13,10 +13,6 @@ from payoff.estimate import Bounds, IntervalKind, Normal, Uncertainty, t_cdf, t_
 from payoff.spec import nouns
 from payoff.stats import sequential
 
-TIGHTEST_AT = 10_000
-"""Where an always-valid interval is tightest unless the design says: the choice changes widths, never coverage."""
-
-
 _SMALLEST = 1e-300
 """A tail below this has no normal quantile in double precision."""
 
@@ -31,7 +27,7 @@ class Rule:
 
     kind: str
     alpha: float
-    tightest_at: int = TIGHTEST_AT
+    tightest_at: int = sequential.TIGHTEST_AT
     information: tuple[float, ...] = ()
     spending: sequential.Spending = "obrien_fleming"
 
@@ -41,7 +37,7 @@ class Rule:
         if stop is None or stop.rule == "fixed":
             return cls("fixed", alpha)
         if stop.rule == "always_valid":
-            return cls("always_valid", alpha, stop.tightest_at or stop.n or TIGHTEST_AT)
+            return cls("always_valid", alpha, stop.tightest_at or stop.n or sequential.TIGHTEST_AT)
         assert stop.n is not None
         seen = sorted({n for n in looks if 0 < n < units} | {max(units, 1)})
         return cls("group_sequential", alpha, information=tuple(n / stop.n for n in seen), spending=stop.spending)
