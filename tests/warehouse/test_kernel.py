@@ -939,6 +939,26 @@ def test_many_experiments_are_read_in_the_order_of_their_units_and_say_the_same(
         assert alone.exposed == together[one.experiment].exposed
 
 
+def test_a_pass_in_parts_says_the_same(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where memory is short for many experiments, the units are read in parts, each with its rows."""
+    asked = [replace(need([replace(SPEND, before=BEFORE), BUYS]), experiment=f"e{k}") for k in range(4)]
+    whole = world.read(*asked)
+    monkeypatch.setattr("payoff.warehouse.arms._ROW", 500_000)  # as if each row took that many bytes of a gigabyte
+    small = DuckDBConnection(engine="duckdb", path="data.duckdb", threads=2, memory_limit="1GB")
+    entities = {"user": Entity(), "city": Entity()}
+    with Catalog(world.sources(), entities, {"main": small}, world.folder, "UTC") as catalog:
+        reader = ArmsReader(catalog, asked)
+        parts = reader.fetch()
+    names = [s.name for s in reader.steps if s.name.startswith("values of events")]
+    assert len(names) > 2
+    assert names == [f"values of events, part {k + 1} of {len(names)}" for k in range(len(names))]
+    for one in asked:
+        for metric in one.metrics:
+            agree(
+                parts[one.experiment].metrics[metric.name].moments, whole[one.experiment].metrics[metric.name].moments
+            )
+
+
 def test_a_quantile_has_no_joint_moments(world: World) -> None:
     slow = MetricNeed(
         "slow", (Measure("events", "mean", "amount", None, 200 * HOUR),), quantile=Quantile(0.5, "rows", 0.95)

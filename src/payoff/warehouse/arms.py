@@ -52,6 +52,8 @@ from payoff.warehouse.units import (
 
 _CALENDAR = (-62_135_596_800_000_000, 253_402_300_800_000_000)
 """The years 1 to 9999 in microseconds since the epoch."""
+_ROW = 64
+"""Bytes of memory that a row of a pass for many experiments must find, sorted and joined: beyond it the pass is made in parts."""
 _HEAVY = 0.05
 """A share of an arm's variance: where one unit makes more, what a cap would do is worked out too."""
 
@@ -149,6 +151,10 @@ class ArmsReader:
         layout.arrange()
         for view in layout.unique_views():
             self._profile(view)
+        for scan in layout.scans:
+            if scan.ordered:
+                wanted = self._profiles[scan.view.name].rows * _ROW
+                scan.parts = math.ceil(max(wanted, 1) / layout.catalog.engine.memory())
         counts: dict[int, dict[str, Any]] = {}
         arms: dict[int, dict[str, int]] = {}
         for exposure in layout.exposures:
@@ -158,7 +164,7 @@ class ArmsReader:
             self._expose(entity, counts)
         for scan in layout.scans:
             if scan.stage >= 0:
-                self._keep(scan.table, statements.scan(scan, *self._span(scan, counts)), scan.view.name)
+                self._read(scan, *self._span(scan, counts))
         for rows in layout.rows:
             self._keep(rows.table, statements.rows(rows, *self._span(rows, counts)), rows.view.name)
         for lookup in layout.lookups:
@@ -170,6 +176,13 @@ class ArmsReader:
     def _keep(self, table: str, step: Step, source: str | None = None) -> None:
         self._layout.catalog.engine.keep(table, step.query, step.name, source)
         self.steps.append(step)
+
+    def _read(self, scan: Scan, low: exp.Expr | None, high: exp.Expr | None) -> None:
+        self._keep(scan.table, self._statements.scan(scan, low, high), scan.view.name)
+        for part in range(1, scan.parts):
+            step = self._statements.scan(scan, low, high, part)
+            self._layout.catalog.engine.append(scan.table, step.query, step.name, scan.view.name)
+            self.steps.append(step)
 
     def _rows(self, step: Step) -> list[dict[str, Any]]:
         self.steps.append(step)
@@ -202,7 +215,7 @@ class ArmsReader:
             for scan in layout.scans:
                 if scan.stage < 0 and scan.entity == entity:
                     low, _ = self._span(scan, counts)
-                    self._keep(scan.table, statements.scan(scan, low, None), scan.view.name)
+                    self._read(scan, low, None)
             self._keep(stages[1], statements.triggered(entity))
             moved = [x for x, n in enumerate(layout.needs) if n.entity == entity and n.trigger is not None]
             for x in moved:

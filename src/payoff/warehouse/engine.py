@@ -120,6 +120,11 @@ class DuckDBEngine:
         self._connection.close()
         shutil.rmtree(self._spill, ignore_errors=True)
 
+    def memory(self) -> int:
+        """The bytes that the engine may use."""
+        row = self._connection.execute("SELECT parse_formatted_bytes(current_setting('memory_limit'))").fetchall()[0]
+        return int(row[0])
+
     # ---------------------------------------------------------------- running
 
     def fetch(self, query: Query, what: str, source: str | None = None) -> pa.Table:
@@ -141,6 +146,11 @@ class DuckDBEngine:
             properties=exp.Properties(expressions=[exp.TemporaryProperty()]),
         ).sql("duckdb", pretty=True)
         self._run(statement, what, source)
+
+    def append(self, table: str, query: Query, what: str, source: str | None = None) -> None:
+        """Add the rows of a SELECT to a table that ``keep`` made of the same columns."""
+        into = exp.to_identifier(table, quoted=True).sql("duckdb")
+        self._run(f"INSERT INTO {into} {query.render()}", what, source)
 
     def drop(self, table: str) -> None:
         self._connection.execute(f"DROP TABLE IF EXISTS {exp.to_identifier(table, quoted=True).sql('duckdb')}")

@@ -14,11 +14,6 @@ from payoff.warehouse.needs import Measure
 from payoff.warehouse.query import Query, column, conjunction, fragment, parsed, sql
 from payoff.warehouse.sources import View
 
-_WORTH_ORDERING = 4
-"""Experiments in a pass from which on its rows and the units are put in the order of the units first. A row then meets several
-exposures, which lie side by side, and their values stay in the processor's cache until the unit's next row. Where a row meets
-few, there is little to gain for the sort."""
-
 
 @dataclass(frozen=True)
 class Step:
@@ -299,13 +294,9 @@ class Statements:
             union = exp.union(union, branch, distinct=False)
             union.set("by_name", True)
         units: exp.Query = union
-        if any(scan.entity == entity and self._ordered(scan) for scan in self.layout.scans):
+        if any(scan.entity == entity and scan.ordered for scan in self.layout.scans):
             units = exp.select("*").from_(union.subquery("every")).order_by(column("unit"))
         return sql("SELECT row_number() OVER () - 1 AS uid, * FROM units", units=Query(units))
-
-    def _ordered(self, scan: Scan) -> bool:
-        """Is the pass to go through its rows, and the units, in the order of the units? No figure depends on it."""
-        return len(scan.users) >= _WORTH_ORDERING
 
     def stages(self, entity: str) -> list[str]:
         """The tables that exposures pass through, the last one ``exposed_``: assigned, triggered, without mixed clusters."""
@@ -411,7 +402,7 @@ class Statements:
             return view.clock.between(*(None if b is None else int(b.sql()) for b in (low, high)))
         return [fragment("$t BETWEEN $low AND $high", t=view.clock.us, low=low, high=high)]
 
-    def _scan(self, scan: Scan, low: exp.Expr | None, high: exp.Expr | None) -> Query:
+    def _scan(self, scan: Scan, low: exp.Expr | None, high: exp.Expr | None, part: int) -> Query:
         view, reach, back = scan.view, self.layout.reach(scan), self.layout.back(scan)
         clock = view.clock
         row = _Row()
@@ -434,9 +425,14 @@ class Statements:
         distinct = {w.sql(): w for w in wheres if w is not None}
         any_of = None if any(w is None for w in wheres) else exp.or_(*distinct.values())
         rows = rows.where(conjunction(*bounds, any_of)) if bounds or any_of is not None else rows
-        if self._ordered(scan):
-            rows = rows.order_by(column("unit"))
         units = self._units(scan.entity, scan.users, self.stages(scan.entity)[0] if scan.stage < 0 else None)
+        if scan.parts > 1:
+            ours = "hash($u) % $parts = $part"
+            unit = self.layout.unit(view, scan.entity)
+            rows = rows.where(fragment(ours, u=unit, parts=scan.parts, part=part))
+            units = units.where(fragment(ours, u=column("unit", "x"), parts=scan.parts, part=part))
+        if scan.ordered:
+            rows = rows.order_by(column("unit"))
         for alias, (table, source_column) in anchors.items():
             units = units.select(exp.alias_(column(source_column, alias), alias)).join(
                 exp.table_(table, alias=alias), on=fragment(f"{alias}.uid = x.uid"), join_type="left"
@@ -590,8 +586,8 @@ class Statements:
             query,
         )
 
-    def scan(self, scan: Scan, low: exp.Expr | None, high: exp.Expr | None) -> Step:
-        query = self._scan(scan, low, high)
+    def scan(self, scan: Scan, low: exp.Expr | None, high: exp.Expr | None, part: int = 0) -> Step:
+        query = self._scan(scan, low, high, part)
         serves = [
             f"{need.experiment}.{metric.name}"
             for x, need in enumerate(self.layout.needs)
@@ -608,7 +604,8 @@ class Statements:
             serves = [self.layout.needs[x].experiment for x in sorted(scan.users)]
         names = sorted({f.measure.source for f in scan.columns})
         return Step(
-            f"{'triggers in' if scan.stage < 0 else 'values of'} {', '.join(names)}",
+            f"{'triggers in' if scan.stage < 0 else 'values of'} {', '.join(names)}"
+            + (f", part {part + 1} of {scan.parts}" if scan.parts > 1 else ""),
             scan.view.relation.key,
             "the first trigger of each unit at or after exposure"
             if scan.stage < 0
