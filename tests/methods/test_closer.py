@@ -401,6 +401,22 @@ def test_two_experiments_on_the_same_users(tmp_path: Path) -> None:
     assert found.assignment_p == pytest.approx(stats.chi2_contingency(table, correction=False).pvalue, rel=1e-9)
 
 
+def test_a_handful_in_both_experiments_is_not_counted_out_loud(tmp_path: Path) -> None:
+    extra = "CREATE TABLE other AS SELECT user_id, t, CASE WHEN hash(user_id, 1) % 2 = 0 THEN 'b' ELSE 'a' END AS arm FROM exposures LIMIT 7"
+    body = """        interactions: [y]
+      y:
+        assignment: {table: other, time: t, entity: {user: user_id}, variant: arm, control: a}
+        primary: revenue
+"""
+    root = "defaults: {min_cell: 20}\n"
+    project, _ = make_shop(tmp_path, experiment(body), extra=extra, root=root)
+    (found,) = project.run(["x"], record=False).results[0].closer.interactions
+    assert found.both == 0
+    assert found.difference is None
+    assert found.assignment_p is None
+    assert "7" not in found.sentence
+
+
 def test_a_bayesian_reading_stands_apart(tmp_path: Path) -> None:
     project, _ = make_shop(tmp_path, experiment("        adjust: cuped\n        bayes: {mean: 0, sd: 0.05}"))
     result = only_result(project)

@@ -157,6 +157,8 @@ def interactions(reader: Reader, readings: list[Reading]) -> tuple[Interaction, 
     for other in design.beside:
         counts = reader.data.beside.get(other.name, {})
         both = sum(counts.values())
+        if 0 < both < design.min_cell:
+            counts, both = {}, 0  # a group too small to be shown is as good as none
         for r in (r for r in readings if r.use.name in names and not reader.data.metrics[r.use.name].quantiles):
             cells = reader.data.metrics[r.use.name].beside.get(other.name, {})
             dependence, why = _dependence(counts, who.design_effect(reader, r))
