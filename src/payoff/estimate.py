@@ -166,7 +166,8 @@ class Correction:
 class Estimate:
     """``value`` of ``estimand`` for ``metric`` in ``contrast``, in ``unit``; intervals derive from ``uncertainty``.
 
-    ``n`` counts analysed units by arm; ``level`` is the level the project reports at (1 - alpha).
+    ``n`` counts analysed units by arm; ``level`` is the level the project reports at (1 - alpha). ``labels`` say which cell of
+    a description it is (its model and touchpoint, its step, its cohort and period), and are keys of their own in JSON.
     """
 
     estimand: str
@@ -180,6 +181,7 @@ class Estimate:
     level: float = 0.95
     segment: str | None = None
     correction: Correction | None = None
+    labels: Mapping[str, str | int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not math.isfinite(self.value):
@@ -231,6 +233,7 @@ class Estimate:
     def to_dict(self) -> dict[str, Any]:
         low, high = self.interval()
         return {
+            **self.labels,
             "metric": self.metric,
             "contrast": self.contrast,
             "segment": self.segment,

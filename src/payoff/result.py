@@ -9,7 +9,8 @@ from typing import Any, Literal
 from payoff.estimate import Estimate
 
 CheckStatus = Literal["pass", "warn", "fail", "not-run"]
-Verdict = Literal["above target", "positive", "negative", "not conclusive", "guardrail at risk", "withheld"]
+Verdict = Literal["above target", "positive", "negative", "not conclusive", "guardrail at risk", "withheld", "descriptive"]
+"""``descriptive``: nothing was compared, so nothing is concluded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -350,6 +351,92 @@ class Capping:
 
 
 @dataclass(frozen=True, slots=True)
+class Stitching:
+    """What identity did to the rows that a result reads: ids of several kinds taken together as one unit.
+
+    ``ids`` joined into ``units``; ``largest`` are the largest (unit, its ids); ``shared`` aliases are claimed by several people
+    (alias, how many); ``blocked`` values and ``too_large`` components join nothing (value or unit, pairs or ids). ``before`` and
+    ``after`` count what the result reads, without and with stitching: units, and paths over several devices.
+    """
+
+    entity: str
+    source: str
+    pairs: int
+    ids: int
+    units: int
+    largest: tuple[tuple[str, int], ...]
+    shared: tuple[tuple[str, int], ...]
+    shared_count: int
+    blocked: tuple[tuple[str, int], ...]
+    too_large: tuple[tuple[str, int], ...]
+    before: Mapping[str, int]
+    after: Mapping[str, int]
+    sentence: str
+
+
+@dataclass(frozen=True, slots=True)
+class FlowEdge:
+    """``n`` journeys went from ``source`` (their ``step``-th stop) to ``target``."""
+
+    step: int
+    source: str
+    target: str
+    n: int
+
+
+@dataclass(frozen=True, slots=True)
+class Flow:
+    """Where journeys went, stop by stop. ``hidden``: journeys in edges of fewer units than may be shown."""
+
+    edges: tuple[FlowEdge, ...]
+    journeys: int
+    hidden: int
+    sentence: str
+
+
+@dataclass(frozen=True, slots=True)
+class Reconciled:
+    """One touchpoint's credit held against what was shown to be incremental, in ``Reconciliation.unit``.
+
+    ``by``: "holdout" (its share of what the holdout shows), "own experiment" (its own test), "remainder" (its share of what is left
+    when the tested ones are taken out), or "not personalised" (both arms met it alike: nothing of it is tested). ``ratio`` is
+    incremental over attributed, None where the attributed is not clear of zero. ``conflict`` names a test that its credit contradicts.
+    """
+
+    touchpoint: str
+    by: str
+    attributed: Span
+    incremental: Span | None
+    ratio: Span | None
+    conflict: str
+
+
+@dataclass(frozen=True, slots=True)
+class Reconciliation:
+    """What a model credits to the treated in the experiment's scope, and what the experiment shows they brought more.
+
+    ``units`` are the treated; ``attributed`` is credit of personalised touches for their conversions after exposure;
+    ``incremental`` is the experiment's difference times the treated. ``anyway`` is 1 - ratio: the share of the credit that would
+    have come anyway. ``rule`` says how the total was spread.
+    """
+
+    experiment: str
+    contrast: str
+    model: str
+    metric: str
+    unit: str
+    units: int
+    attributed: Span
+    incremental: Span
+    ratio: Span | None
+    anyway: Span | None
+    rows: tuple[Reconciled, ...]
+    rule: str
+    reason: str
+    sentence: str
+
+
+@dataclass(frozen=True, slots=True)
 class Closer:
     """All the closer looks of a Result; each is empty where it was not asked for or could not be had."""
 
@@ -362,6 +449,9 @@ class Closer:
     diluted: tuple[Diluted, ...] = ()
     capping: tuple[Capping, ...] = ()
     peeking: Peeking | None = None
+    stitching: tuple[Stitching, ...] = ()
+    flow: Flow | None = None
+    reconciliation: tuple[Reconciliation, ...] = ()
     overturn: tuple[str, ...] = ()
     """Sentences: what would overturn the finding."""
 
@@ -384,7 +474,8 @@ def _plain(value: Any) -> Any:
 class Result:
     """``finding`` is the sentence to lead with; ``verdict`` is what the primary metric's interval shows.
 
-    ``design`` is how causality is claimed ("randomised"); ``grade`` how the effect is known (A to E); ``left_out`` counts
+    ``design`` is how causality is claimed ("randomised", or "descriptive" where it is not); ``grade`` how the effect is known (A to
+    E; D for credit that was attributed, "" for a description that credits nothing); ``left_out`` counts
     rows and units that did not enter, by reason; ``refusals`` are the metrics without a number.
     ``correlations`` holds, for pairs of (metric, contrast) differences estimated on the same units, the correlation of
     their sampling errors, so that money can be drawn jointly.

@@ -221,23 +221,97 @@ class Defaults(Noun):
     holdout_unit: Name | None = None
 
 
+class Identity(Noun):
+    """How the ids of one unit are found: rows of ``source`` that hold two of the entity's ids or aliases say they are the same.
+
+    Units are the connected components of those pairs. A row of ``lookback`` or more before an id was first joined to
+    another stays with its own id. ``blocked`` values (beside empty ones and runs of zeros) join nothing; a component of more than
+    ``max_size`` ids joins nothing; ``shared: apart`` lets an alias that several units claim join nothing.
+    """
+
+    source: Name
+    rule: Literal["deterministic"] = "deterministic"
+    lookback: Duration | None = None
+    blocked: tuple[str, ...] = ()
+    max_size: int = Field(50, ge=2)
+    shared: Literal["merge", "apart"] = "merge"
+
+
 class Entity(Noun):
-    """A kind of unit; ``id`` is its column in every source that does not map it."""
+    """A kind of unit; ``id`` is its column in every source that does not map it.
+
+    ``aliases`` are columns of the identity's source that hold other ids of it (of a browser, a device).
+    """
 
     id: str | None = None
+    aliases: tuple[str, ...] = ()
+    identity: Identity | None = None
+
+    @model_validator(mode="after")
+    def _joined(self) -> Entity:
+        if (self.identity is None) != (not self.aliases):
+            raise ValueError("aliases and identity go together: what may be joined, and the source that joins it")
+        if self.identity is not None and self.id is None:
+            raise ValueError("an entity with an identity has an id, which its aliases are joined to")
+        if len({self.id, *self.aliases}) != len(self.aliases) + 1 and self.aliases:
+            raise ValueError("id and aliases are different columns")
+        return self
+
+
+class ChannelRule(Noun):
+    """One line of a list of channels: the first whose ``when`` holds names the session. Without ``when`` it takes what is left."""
+
+    name: str = Field(min_length=1)
+    when: Sql | None = None
+
+
+class ChannelPreset(Noun):
+    """``ga4``: the published default channel grouping, over the columns that hold source, medium and campaign."""
+
+    preset: Literal["ga4"]
+    source: Sql = "utm_source"
+    medium: Sql = "utm_medium"
+    campaign: Sql | None = None
+
+
+def _channels_form(raw: object) -> str:
+    return "<preset>" if isinstance(raw, dict | ChannelPreset) else "<rules>"
+
+
+Channels = Annotated[
+    Annotated[tuple[ChannelRule, ...], Field(min_length=1), Tag("<rules>")]
+    | Annotated[ChannelPreset, Tag("<preset>")],
+    Discriminator(_channels_form),
+]
+
+
+class SessionsOf(Noun):
+    """Rows of a source taken together while a unit pauses for less than ``gap``; one row a session, named by its ``channels``.
+
+    The columns are those of a session's first row, and ``session_unit``, ``session_start``, ``session_end``, ``session_rows``,
+    ``channel``.
+    """
+
+    of: Name
+    gap: Duration = timedelta(minutes=30)
+    entity: Name | None = None
+    channels: Channels | None = None
 
 
 class Source(Noun):
-    """Rows to read: exactly one of ``table``, ``file`` or ``sql``.
+    """Rows to read: exactly one of ``table``, ``file``, ``sql`` or ``sessions`` (made of another source's rows).
 
     ``time`` is the row's timestamp (a naive one is in ``timezone``, else the project's). ``entity`` maps an entity to its
     column. ``one_row_per`` declares a unit-level table: one row a unit, no timestamp needed, no id needed.
     ``links`` maps another source to the column here that holds its id. ``through`` says up to when the data is complete.
+    ``columns`` are columns that it must have.
     """
 
     table: str | None = None
     file: str | None = None
     sql: str | None = None
+    sessions: SessionsOf | None = None
+    columns: tuple[str, ...] = ()
     connection: Name | None = None
     where: Sql | None = None
     time: Sql | None = None
@@ -250,8 +324,12 @@ class Source(Noun):
 
     @model_validator(mode="after")
     def _one_origin(self) -> Source:
-        if sum(origin is not None for origin in (self.table, self.file, self.sql)) != 1:
-            raise ValueError("a source has exactly one of table, file or sql")
+        if sum(origin is not None for origin in (self.table, self.file, self.sql, self.sessions)) != 1:
+            raise ValueError("a source has exactly one of table, file, sql or sessions")
+        if self.sessions is not None:
+            given = [k for k in ("time", "id", "entity", "one_row_per", "timezone", "connection") if getattr(self, k)]
+            if given:
+                raise ValueError(f"sessions know their unit and their time; leave out {given[0]}")
         if self.file is not None and self.connection is not None:
             raise ValueError("a file source has no connection")
         return self
@@ -568,6 +646,8 @@ class Assignment(Source):
 
     @model_validator(mode="after")
     def _one_origin(self) -> Assignment:
+        if self.sessions is not None:
+            raise ValueError("sessions are declared under sources, and named here as source")
         if sum(origin is not None for origin in (self.source, self.table, self.file, self.sql)) != 1:
             raise ValueError("an assignment has exactly one of source, table, file or sql")
         if self.file is not None and self.connection is not None:
@@ -786,6 +866,373 @@ class Programme(Noun):
     holdout: Name | None = None
 
 
+# ---------------------------------------------------------------- journeys
+
+
+class Outcome(Noun):
+    """What a journey leads to: rows of ``event``, each worth ``value`` (default: counted only)."""
+
+    event: EventRef
+    value: Sql | None = None
+
+
+OutcomeRef = Annotated[
+    Outcome,
+    BeforeValidator(lambda raw: {"event": raw} if isinstance(raw, str) else raw),
+    _A_SOURCE,
+]
+
+
+class Spend(Noun):
+    """Money spent: the total of ``column`` over rows of ``source``, in time with what it is held against."""
+
+    source: Name
+    column: Sql
+    where: Sql | None = None
+
+
+class Touchpoint(Noun):
+    """Something a unit met on its way: rows of ``source``. With ``by`` each of its values is a touchpoint of its own.
+
+    ``personalised`` says of a row whether a model chose what was shown. ``cost`` is what a row cost, or a table of spending
+    (``{source:, column:}``). ``direct`` marks the one that ``last_non_direct`` passes over. ``experiment`` is a test of this
+    touchpoint alone, which calibrates its credit.
+    """
+
+    source: Name
+    where: Sql | None = None
+    by: Sql | None = None
+    personalised: Sql | None = None
+    cost: Sql | Spend | None = None
+    direct: bool = False
+    experiment: Name | None = None
+
+
+_PLAIN_MODELS = (
+    "first",
+    "last",
+    "last_non_direct",
+    "linear",
+    "participation",
+    "u_shaped",
+    "j_shaped",
+    "inverse_j",
+    "w_shaped",
+    "markov",
+    "shapley",
+    "ordered_shapley",
+)
+_POSITIONS = {
+    "u_shaped": (0.4, 0.2, 0.4),
+    "j_shaped": (0.2, 0.2, 0.6),
+    "inverse_j": (0.6, 0.2, 0.2),
+    "w_shaped": (0.3, 0.1, 0.3, 0.3),
+}
+ModelKind = Literal[
+    "first",
+    "last",
+    "last_non_direct",
+    "linear",
+    "participation",
+    "time_decay",
+    "position",
+    "custom",
+    "markov",
+    "shapley",
+    "ordered_shapley",
+]
+
+
+def _model(raw: object) -> object:
+    if isinstance(raw, str):
+        if raw in _POSITIONS:
+            return {"kind": "position", "weights": _POSITIONS[raw], "name": raw}
+        if raw == "time_decay":
+            return {"kind": raw, "half_life": timedelta(days=7)}
+        if raw not in _PLAIN_MODELS:
+            known = (*_PLAIN_MODELS, "time_decay", "position", "custom")
+            raise ValueError(f"{shown(raw)} is not a model of attribution{hint(raw, known)}; models are {', '.join(known)}")
+        return {"kind": raw}
+    if isinstance(raw, dict) and "kind" not in raw:
+        if len(raw) != 1:
+            raise ValueError("a model is a name, or a map of its name alone, such as {time_decay: {half_life: 7d}}")
+        ((kind, given),) = raw.items()
+        if kind == "position" and isinstance(given, list | tuple):
+            given = {"weights": given}
+        if kind == "custom" and isinstance(given, str):
+            given = {"weight": given}
+        if not isinstance(given, dict):
+            raise ValueError(f"{shown(kind)} takes a map, such as {{time_decay: {{half_life: 7d}}}}")
+        return {**given, "kind": kind}
+    return raw
+
+
+class Model(Noun):
+    """A rule that shares a conversion among its touches, or a model of all paths together.
+
+    ``time_decay``: a touch's weight halves with every ``half_life`` before the conversion. ``position``: ``weights`` for the first
+    touch, those between (together) and the last; with four, the second is for those between, the third for the middle touch.
+    ``custom``: ``weight`` is SQL over position, touches, days_before, touchpoint and value. ``markov``: of ``order`` k.
+    """
+
+    kind: ModelKind
+    name: Annotated[str, Field(min_length=1, max_length=100)] | None = None
+    half_life: Duration | None = None
+    weights: tuple[Annotated[float, Field(ge=0)], ...] | None = None
+    weight: Sql | None = None
+    order: int | None = Field(None, ge=1, le=4)
+
+    @model_validator(mode="after")
+    def _whole(self) -> Model:
+        needs = {"time_decay": "half_life", "position": "weights", "custom": "weight"}
+        own = needs.get(self.kind)
+        if own is not None and getattr(self, own) is None:
+            raise ValueError(f"{self.kind} names its {own}")
+        for key in ("half_life", "weights", "weight"):
+            if key != own and getattr(self, key) is not None:
+                raise ValueError(f"{self.kind} has no {key}")
+        if self.order is not None and self.kind != "markov":
+            raise ValueError("order belongs to markov")
+        if self.weights is not None:
+            if len(self.weights) not in (3, 4):
+                raise ValueError("position has three weights (first, between, last), or four (first, between, middle, last)")
+            if abs(sum(self.weights) - 1) > 1e-9:
+                raise ValueError(f"the weights of position add up to 1, not {sum(self.weights):g}")
+        return self
+
+
+ModelRef = Annotated[Model, BeforeValidator(_model), _Or((("type", "string"), ("enum", [*_PLAIN_MODELS, "time_decay"])))]
+
+
+def model_names(models: Iterable[Model]) -> tuple[str, ...]:
+    """What each model goes by: its own name, else its kind, with its parameter where its kind is there twice."""
+    kinds = [m.kind for m in models if m.name is None]
+
+    def told(m: Model) -> str:
+        if m.name is not None:
+            return m.name
+        if kinds.count(m.kind) == 1:
+            return m.kind
+        if m.half_life is not None:
+            return f"{m.kind} {format_duration(m.half_life)}"
+        if m.weights is not None:
+            return f"{m.kind} {'/'.join(f'{100 * w:g}' for w in m.weights)}"
+        if m.weight is not None:
+            return f"{m.kind} {m.weight}"
+        return m.kind if m.kind != "markov" else f"{m.kind} {m.order or 1}"
+
+    return tuple(told(m) for m in models)
+
+
+def _durations(raw: object) -> object:
+    return (raw,) if isinstance(raw, str | timedelta) else raw
+
+
+class Attribution(Noun):
+    """Credit for conversions, shared among the touches before them, by several models side by side. Descriptive: nothing is compared.
+
+    Exactly one of ``conversion`` and ``conversions`` (by name). ``window`` is how far before a conversion touches count, or a list of
+    such spans. ``starts`` and ``ends`` bound conversions. ``reconcile_with`` is an experiment (a holdout) whose incremental
+    total rescales the credit; ``between_arms_of`` one whose arms' attributed value per unit is compared (default: the same).
+    A unit with more than ``max_pairs`` pairs of touch and conversion keeps the newest touches of each, and is counted.
+    """
+
+    conversion: OutcomeRef | None = None
+    conversions: dict[Name, OutcomeRef] = Field(default_factory=dict)
+    touchpoints: tuple[Name, ...] = Field(min_length=1)
+    entity: Name | None = None
+    window: (
+        Annotated[tuple[Duration, ...], Field(min_length=1, max_length=10), BeforeValidator(_durations)]
+    ) = (timedelta(days=30),)
+    models: tuple[ModelRef, ...] = Field(min_length=1, max_length=30)
+    starts: Moment | None = None
+    ends: Moment | None = None
+    reconcile_with: Name | None = None
+    between_arms_of: Name | None = None
+    max_pairs: int = Field(100_000, ge=100)
+    owner: str | None = None
+
+    @model_validator(mode="after")
+    def _whole(self) -> Attribution:
+        if (self.conversion is None) == (not self.conversions):
+            raise ValueError("an attribution has exactly one of conversion and conversions")
+        names = model_names(self.models)
+        if len(set(names)) != len(names):
+            raise ValueError(f"two models go by one name; give one a name of its own ({', '.join(names)})")
+        if len(set(self.window)) != len(self.window):
+            raise ValueError("a window is there twice")
+        return self
+
+    @property
+    def outcomes(self) -> dict[str, Outcome]:
+        """Conversions by name; a single one goes by its source's."""
+        return self.conversions if self.conversion is None else {self.conversion.event.source: self.conversion}
+
+
+def _step(raw: object) -> object:
+    return {"source": raw} if isinstance(raw, str) else raw
+
+
+class FunnelStep(Noun):
+    """Rows of ``source``, or (``without``) the absence of such rows for ``within`` after the step before: an order that was kept.
+
+    ``within`` bounds the time since the step before. Where ``without``'s source links to that of the step before, only rows of
+    that very one count.
+    """
+
+    name: str | None = Field(None, min_length=1)
+    source: Name | None = None
+    where: Sql | None = None
+    without: EventRef | None = None
+    within: Duration | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> FunnelStep:
+        if (self.source is None) == (self.without is None):
+            raise ValueError("a step is exactly one of source and without")
+        if self.without is not None and (self.within is None or self.name is None):
+            raise ValueError("a step without something has a name and says for how long (within)")
+        if self.without is not None and self.where is not None:
+            raise ValueError("where belongs to a source; write without: {source:, where:}")
+        return self
+
+    @property
+    def label(self) -> str:
+        return self.name or str(self.source)
+
+
+class Breakdown(Noun):
+    """By the value of ``column`` in the row of the first step, or (``step: each``) of each step's own row."""
+
+    column: Sql
+    step: Literal["first", "each"] = "first"
+
+
+class Funnel(Noun):
+    """How many units go from step to step. ``within`` is the time from entry to the last step, ``starts`` and ``ends`` bound entry.
+
+    ``order``: ``ordered`` (others may lie between), ``strict`` (no row of another step between), ``unordered``. ``entry``: ``any`` row
+    of the first step may begin it, or only the unit's ``first``. A row of ``exclude`` between two steps ends the attempt.
+    """
+
+    steps: tuple[Annotated[FunnelStep, BeforeValidator(_step), _A_SOURCE], ...] = Field(min_length=2, max_length=20)
+    entity: Name | None = None
+    within: Duration | None = None
+    order: Literal["ordered", "strict", "unordered"] = "ordered"
+    entry: Literal["any", "first"] = "any"
+    exclude: tuple[EventRef, ...] = ()
+    by: (
+        Annotated[
+            Breakdown,
+            BeforeValidator(lambda raw: {"column": raw} if isinstance(raw, str) else raw),
+            _Or((("type", "string"),)),
+        ]
+        | None
+    ) = None
+    starts: Moment | None = None
+    ends: Moment | None = None
+    owner: str | None = None
+
+    @model_validator(mode="after")
+    def _whole(self) -> Funnel:
+        labels = [step.label for step in self.steps]
+        twice = next((label for label in labels if labels.count(label) > 1), None)
+        if twice is not None:
+            raise ValueError(f"the step {shown(twice)} is there twice; give each a name of its own")
+        if self.steps[0].without is not None:
+            raise ValueError("the first step is something that happens")
+        if self.steps[0].within is not None:
+            raise ValueError("the first step has no within: nothing is before it")
+        if any(step.without is not None for step in self.steps[:-1]):
+            raise ValueError("only the last step can be without something")
+        if self.order == "unordered":
+            if any(step.within is not None or step.without is not None for step in self.steps):
+                raise ValueError("steps in any order have no within and no without of their own")
+            if self.exclude or self.by is not None:
+                raise ValueError("an unordered funnel has neither exclude nor by")
+            if self.within is None:
+                raise ValueError("an unordered funnel names within: the time in which its steps come together")
+        return self
+
+
+class Retention(Noun):
+    """``n_day``: active in the k-th ``period`` after the start (the start's own is 0). ``unbounded``: in it or any later one.
+    ``bracket``: between two of ``brackets`` (times since the start)."""
+
+    kind: Literal["n_day", "unbounded", "bracket"] = "n_day"
+    period: Duration = timedelta(days=7)
+    periods: int = Field(12, ge=1, le=120)
+    brackets: tuple[Duration, ...] = ()
+
+    @model_validator(mode="after")
+    def _whole(self) -> Retention:
+        if (self.kind == "bracket") != bool(self.brackets):
+            raise ValueError("bracket, and only bracket, has brackets: rising times since the start")
+        if any(a >= b for a, b in pairwise(self.brackets)):
+            raise ValueError("brackets rise from the first to the last")
+        if self.kind == "bracket" and {"period", "periods"} & self.model_fields_set:
+            raise ValueError("brackets take the place of period and periods")
+        return self
+
+
+class Cohort(Noun):
+    """Units by when they began (their first row of ``start``), and what became of them: who came back, what they were worth.
+
+    ``activity`` are the rows of coming back (``retention``, ``lifecycle``, ``stickiness``). ``revenue`` adds up over time since the start;
+    ``cost`` (money spent to win them) gives CAC and payback. ``every`` is the step of the cohorts. ``by`` makes cohorts of a column of
+    ``start`` instead of the calendar.
+    """
+
+    start: EventRef
+    activity: EventRef | None = None
+    revenue: OutcomeRef | None = None
+    cost: Spend | None = None
+    entity: Name | None = None
+    every: Literal["day", "week", "month"] = "week"
+    by: Sql | None = None
+    retention: Retention = Retention()
+    lifecycle: Literal["day", "week", "month"] | None = None
+    stickiness: Literal["week", "month"] | None = None
+    starts: Moment | None = None
+    ends: Moment | None = None
+    owner: str | None = None
+
+    @model_validator(mode="after")
+    def _whole(self) -> Cohort:
+        if self.activity is None and self.revenue is None:
+            raise ValueError("a cohort has activity, revenue or both")
+        if self.activity is None and (self.lifecycle or self.stickiness):
+            raise ValueError("lifecycle and stickiness are of activity; there is none")
+        if self.cost is not None and self.revenue is not None and self.revenue.value is None:
+            raise ValueError("payback holds revenue against cost: give revenue its value")
+        return self
+
+
+class Journey(Noun):
+    """The most common paths over ``touchpoints``: ``to`` an event (within ``window`` before it) or ``from`` one (within ``window`` after it).
+
+    ``collapse`` takes a touchpoint met several times in a row as one.
+    """
+
+    touchpoints: tuple[Name, ...] = Field(min_length=1)
+    to: OutcomeRef | None = None
+    from_: EventRef | None = Field(None, alias="from")
+    window: Duration = timedelta(days=30)
+    entity: Name | None = None
+    top: int = Field(20, ge=1, le=200)
+    longest: int = Field(20, ge=1, le=100, description="touches of a path that are shown; the rest are taken together")
+    collapse: bool = True
+    starts: Moment | None = None
+    ends: Moment | None = None
+    owner: str | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> Journey:
+        if (self.to is None) == (self.from_ is None):
+            raise ValueError("paths lead to an event or from one: exactly one of to and from")
+        return self
+
+
 # ---------------------------------------------------------------- money
 
 
@@ -837,10 +1284,15 @@ Sensitivity = Literal["holdout_contamination", "novelty_decay", "discount_rate"]
 
 
 class Claim(Noun):
-    """A statement with its price: ``amount`` (an expression over effects, values and volumes) less costs."""
+    """A statement with its price: ``amount`` (an expression over effects, values and volumes) less costs.
+
+    ``evidence`` names experiments, or attributions as ``attribution.NAME``, whose credit is attributed and never caused.
+    ``compare`` names attributions whose total is shown beside the amount.
+    """
 
     statement: str
-    evidence: tuple[Name, ...] = Field(min_length=1)
+    evidence: tuple[Annotated[str, _Like(rf"(attribution\.)?{_NAME}", "is not NAME or attribution.NAME")], ...] = Field(min_length=1)
+    compare: tuple[Annotated[str, _Like(rf"attribution\.{_NAME}", "is not attribution.NAME")], ...] = ()
     amount: str
     less: dict[Name, CostRef] = Field(default_factory=dict)
     decision: Decision | None = None
@@ -850,7 +1302,7 @@ class Claim(Noun):
 
 
 class Report(Noun):
-    """Which figures go to whom. ``show`` names claims.X, experiments.X, programmes.X or metrics.X."""
+    """Which figures go to whom. ``show`` names claims.X, experiments.X, programmes.X, metrics.X, attribution.X, funnels.X, cohorts.X or paths.X."""
 
     audience: str | None = None
     title: str | None = None
@@ -879,6 +1331,11 @@ class ProjectSpec(Noun):
     attributes: dict[Name, Attribute] = Field(default_factory=dict)
     experiments: dict[Name, Experiment] = Field(default_factory=dict)
     programmes: dict[Name, Programme] = Field(default_factory=dict)
+    touchpoints: dict[Name, Touchpoint] = Field(default_factory=dict)
+    attribution: dict[Name, Attribution] = Field(default_factory=dict)
+    funnels: dict[Name, Funnel] = Field(default_factory=dict)
+    cohorts: dict[Name, Cohort] = Field(default_factory=dict)
+    paths: dict[Name, Journey] = Field(default_factory=dict)
     values: dict[Name, Value] = Field(default_factory=dict)
     claims: dict[Name, Claim] = Field(default_factory=dict)
     reports: dict[Name, Report] = Field(default_factory=dict)
