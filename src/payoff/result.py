@@ -9,7 +9,9 @@ from typing import Any, Literal
 from payoff.estimate import Estimate
 
 CheckStatus = Literal["pass", "warn", "fail", "not-run"]
-Verdict = Literal["above target", "positive", "negative", "not conclusive", "guardrail at risk", "withheld", "descriptive"]
+Verdict = Literal[
+    "above target", "positive", "negative", "not conclusive", "guardrail at risk", "withheld", "descriptive"
+]
 """``descriptive``: nothing was compared, so nothing is concluded."""
 
 

@@ -279,8 +279,7 @@ def _channels_form(raw: object) -> str:
 
 
 Channels = Annotated[
-    Annotated[tuple[ChannelRule, ...], Field(min_length=1), Tag("<rules>")]
-    | Annotated[ChannelPreset, Tag("<preset>")],
+    Annotated[tuple[ChannelRule, ...], Field(min_length=1), Tag("<rules>")] | Annotated[ChannelPreset, Tag("<preset>")],
     Discriminator(_channels_form),
 ]
 
@@ -951,7 +950,9 @@ def _model(raw: object) -> object:
             return {"kind": raw, "half_life": timedelta(days=7)}
         if raw not in _PLAIN_MODELS:
             known = (*_PLAIN_MODELS, "time_decay", "position", "custom")
-            raise ValueError(f"{shown(raw)} is not a model of attribution{hint(raw, known)}; models are {', '.join(known)}")
+            raise ValueError(
+                f"{shown(raw)} is not a model of attribution{hint(raw, known)}; models are {', '.join(known)}"
+            )
         return {"kind": raw}
     if isinstance(raw, dict) and "kind" not in raw:
         if len(raw) != 1:
@@ -995,13 +996,17 @@ class Model(Noun):
             raise ValueError("order belongs to markov")
         if self.weights is not None:
             if len(self.weights) not in (3, 4):
-                raise ValueError("position has three weights (first, between, last), or four (first, between, middle, last)")
+                raise ValueError(
+                    "position has three weights (first, between, last), or four (first, between, middle, last)"
+                )
             if abs(sum(self.weights) - 1) > 1e-9:
                 raise ValueError(f"the weights of position add up to 1, not {sum(self.weights):g}")
         return self
 
 
-ModelRef = Annotated[Model, BeforeValidator(_model), _Or((("type", "string"), ("enum", [*_PLAIN_MODELS, "time_decay"])))]
+ModelRef = Annotated[
+    Model, BeforeValidator(_model), _Or((("type", "string"), ("enum", [*_PLAIN_MODELS, "time_decay"])))
+]
 
 
 def model_names(models: Iterable[Model]) -> tuple[str, ...]:
@@ -1041,9 +1046,9 @@ class Attribution(Noun):
     conversions: dict[Name, OutcomeRef] = Field(default_factory=dict)
     touchpoints: tuple[Name, ...] = Field(min_length=1)
     entity: Name | None = None
-    window: (
-        Annotated[tuple[Duration, ...], Field(min_length=1, max_length=10), BeforeValidator(_durations)]
-    ) = (timedelta(days=30),)
+    window: Annotated[tuple[Duration, ...], Field(min_length=1, max_length=10), BeforeValidator(_durations)] = (
+        timedelta(days=30),
+    )
     models: tuple[ModelRef, ...] = Field(min_length=1, max_length=30)
     starts: Moment | None = None
     ends: Moment | None = None
@@ -1291,7 +1296,9 @@ class Claim(Noun):
     """
 
     statement: str
-    evidence: tuple[Annotated[str, _Like(rf"(attribution\.)?{_NAME}", "is not NAME or attribution.NAME")], ...] = Field(min_length=1)
+    evidence: tuple[Annotated[str, _Like(rf"(attribution\.)?{_NAME}", "is not NAME or attribution.NAME")], ...] = Field(
+        min_length=1
+    )
     compare: tuple[Annotated[str, _Like(rf"attribution\.{_NAME}", "is not attribution.NAME")], ...] = ()
     amount: str
     less: dict[Name, CostRef] = Field(default_factory=dict)

@@ -132,8 +132,11 @@ def profile_step(catalog: Catalog, event: Event, entity: str, now_us: int, *, id
         base=Query(base),
     )
     texts = [event.where] if event.where is not None else []
-    columns = tuple(sorted(view.referenced([*texts, *([view.unit_text(entity)] if view.unit_text(entity) else [])])))
-    return Step(f"profile {event.source}", "Count rows that enter and rows that do not", event.source, columns, (), query)
+    own = view.unit_text(entity)
+    columns = tuple(sorted(view.referenced([*texts, *([own] if own is not None else [])])))
+    return Step(
+        f"profile {event.source}", "Count rows that enter and rows that do not", event.source, columns, (), query
+    )
 
 
 def profile(
