@@ -332,8 +332,12 @@ def _complete(sections: Sequence[str], ctx: typer.Context, incomplete: str) -> l
     return bare or full
 
 
+ASKED = ("experiments", "claims", "programmes", "attribution", "funnels", "cohorts", "paths")
+"""The sections whose entries can be answered. Spelt here too, so that completing a name imports nothing heavy."""
+
+
 def _complete_name(ctx: typer.Context, incomplete: str) -> list[str]:
-    return _complete(("experiments", "claims"), ctx, incomplete)
+    return _complete(ASKED, ctx, incomplete)
 
 
 def _complete_experiment(ctx: typer.Context, incomplete: str) -> list[str]:
@@ -346,7 +350,7 @@ def _complete_report(ctx: typer.Context, incomplete: str) -> list[str]:
 
 # ---------------------------------------------------------------- the options that verbs share
 
-NAME_HELP = "Experiments and claims, such as first_name_subject or claims.savings."
+NAME_HELP = "What to answer, such as first_name_subject, claims.savings or funnels.checkout."
 ProjectOption = Annotated[
     Path | None,
     typer.Option(
@@ -500,7 +504,8 @@ def _against_truth(run: Mapping[str, Any], loaded: LoadedProject, truth: Mapping
     """Each interval of a difference beside the simulated effect. A capped metric is left out: the truth has no caps."""
     rows, left_out = [], []
     for result in run["results"]:
-        metrics = truth["experiments"].get(result["name"].partition(".")[2], {}).get("metrics", {})
+        kind, _, name = result["name"].partition(".")
+        metrics = truth["experiments"].get(name, {}).get("metrics", {}) if kind == "experiments" else {}
         for estimate in result["estimates"]:
             metric = estimate["metric"]
             if (
@@ -674,7 +679,7 @@ def check(
         with _progress("look at columns", quiet or json_) as tell, opened.catalog(progress=tell) as catalog:
             opened.check_sql(catalog, list(loaded.sources()))
         opened.plan()
-    sections = ("sources", "metrics", "experiments", "values", "claims", "reports")
+    sections = ("sources", "metrics", *(s for s in ASKED if s != "claims"), "values", "claims", "reports")
     counts = {section: len(getattr(spec, section)) for section in sections}
     warnings = [
         {"file": w.file, "line": w.line, "column": w.column, "code": w.code, "message": w.message}
@@ -773,9 +778,9 @@ def _passes(steps: Sequence[Mapping[str, Any]]) -> dict[str, int]:
 
 def _anything(opened: Project) -> None:
     spec = opened.loaded.spec
-    if not spec.experiments and not spec.claims:
+    if not any(getattr(spec, section) for section in ASKED):
         raise UsageError(
-            f"the project {spec.project} declares no experiment and no claim yet; `payoff init DIR` writes an example"
+            f"the project {spec.project} declares no experiment, no claim and no journey yet; `payoff init DIR` writes an example"
         )
 
 
@@ -930,7 +935,7 @@ def run(
     json_: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Answer experiments and price claims.
+    """Answer experiments and journeys, and price claims.
 
     Prints what was found, and appends it to the ledger. A claim brings the experiments that are its evidence. Exits
     with 1 when a check or a guardrail failed, or a claim's decision rule is not met. With --json the whole run is
@@ -1047,6 +1052,7 @@ def _only(run: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
     for claim in run["claims"]:
         if claim["name"] in wanted:
             wanted |= {e if "." in e else f"experiments.{e}" for e in claim["evidence"]}
+            wanted |= {compared["name"] for compared in claim.get("compare", ())}
     metrics = tuple(f"{name}." for name in wanted)  # a metric without a number is refused under its experiment's name
     lists = {
         section: [item for item in run[section] if item["name"] in wanted or item["name"].startswith(metrics)]

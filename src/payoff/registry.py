@@ -10,6 +10,10 @@ from payoff.errors import UsageError, did_you_mean
 METHODS: dict[str, str] = {
     "experiment": "payoff.methods.experiment:ExperimentMethod",
     "programme": "payoff.methods.programme:ProgrammeMethod",
+    "attribution": "payoff.methods.attribution:AttributionMethod",
+    "funnel": "payoff.methods.funnel:FunnelMethod",
+    "cohort": "payoff.methods.cohort:CohortMethod",
+    "path": "payoff.methods.path:PathMethod",
 }
 
 

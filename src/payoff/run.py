@@ -10,7 +10,9 @@ import json
 import platform
 import re
 import uuid
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
 from functools import cached_property
@@ -29,13 +31,26 @@ from payoff.methods.experiment import AttributeUse, Beside, ExperimentDesign, Me
 from payoff.result import Look, Provenance, Refusal, Result
 from payoff.spec import amount as amounts
 from payoff.spec import loader
+from payoff.spec.journeys import ArmsOf, JourneyDesign
 from payoff.spec.loader import LoadedProject
-from payoff.spec.nouns import Attribute, DuckDBConnection, LedgerConnection, format_duration
+from payoff.spec.nouns import (
+    Attribute,
+    Attribution,
+    CountMetric,
+    DuckDBConnection,
+    Experiment,
+    LedgerConnection,
+    Outcome,
+    SumMetric,
+    format_duration,
+)
+from payoff.warehouse import cohorts, credit, funnels, paths
 from payoff.warehouse.arms import ArmsReader
 from payoff.warehouse.doctor import Finding, examine
 from payoff.warehouse.engine import Progress
+from payoff.warehouse.events import EventProfile
 from payoff.warehouse.layout import sources_of
-from payoff.warehouse.needs import ArmsData
+from payoff.warehouse.needs import ArmsData, SourceProfile
 from payoff.warehouse.query import ExpressionError, select_only
 from payoff.warehouse.sources import Catalog, from_us, to_us
 from payoff.warehouse.statements import Step
@@ -47,6 +62,25 @@ if TYPE_CHECKING:
     from payoff.methods.experiment.power import Plan
 
 DEFAULT_SEED = 1
+
+KINDS = {
+    "experiments": "an experiment",
+    "claims": "a claim",
+    "programmes": "a programme",
+    "attribution": "an attribution",
+    "funnels": "a funnel",
+    "cohorts": "a cohort",
+    "paths": "paths",
+}
+"""What can be asked for: the section it is declared in, and what one of it is called."""
+_JOURNEYS: dict[str, tuple[str, Any]] = {
+    "attribution": ("attribution", credit),
+    "funnels": ("funnel", funnels),
+    "cohorts": ("cohort", cohorts),
+    "paths": ("path", paths),
+}
+"""Section -> the method that answers it, and the kernel (``plan``, ``read``) that counts for it."""
+_A_THING = "an experiment, a claim, a programme or a journey of this project"
 
 _Counts = tuple[
     Mapping[tuple[str, timedelta], pricing.Volume], Mapping[tuple[str, timedelta | None], pricing.Population]
@@ -310,50 +344,57 @@ class Project:
     def claims(self) -> dict[str, Asked]:
         return {name: Asked(self, "claims", name) for name in self.loaded.spec.claims}
 
+    @cached_property
+    def attribution(self) -> dict[str, Asked]:
+        return {name: Asked(self, "attribution", name) for name in self.loaded.spec.attribution}
+
+    @cached_property
+    def funnels(self) -> dict[str, Asked]:
+        return {name: Asked(self, "funnels", name) for name in self.loaded.spec.funnels}
+
+    @cached_property
+    def cohorts(self) -> dict[str, Asked]:
+        return {name: Asked(self, "cohorts", name) for name in self.loaded.spec.cohorts}
+
+    @cached_property
+    def paths(self) -> dict[str, Asked]:
+        return {name: Asked(self, "paths", name) for name in self.loaded.spec.paths}
+
     def __repr__(self) -> str:
         spec = self.loaded.spec
         return f"<Payoff project {spec.project}: {len(spec.experiments)} experiments, {len(spec.claims)} claims>"
 
     # ---------------------------------------------------------------- what was asked
 
-    def _asked(self, names: Sequence[str] | None) -> tuple[list[str], list[str], list[str]]:
-        """(experiments, claims, programmes) for names such as ``x``, ``experiments.x`` or ``claims.y``; everything for None."""
+    def _asked(self, names: Sequence[str] | None) -> dict[str, list[str]]:
+        """Names by kind (the keys of ``KINDS``) for names such as ``x``, ``experiments.x`` or ``claims.y``; everything for None.
+
+        A claim brings its evidence and what it is compared with, a programme its experiments.
+        """
         spec = self.loaded.spec
-        kinds: dict[str, Mapping[str, Any]] = {
-            "experiments": spec.experiments,
-            "claims": spec.claims,
-            "programmes": spec.programmes,
-        }
-        called = {"experiments": "an experiment", "claims": "a claim", "programmes": "a programme"}
+        kinds: dict[str, Mapping[str, Any]] = {kind: getattr(spec, kind) for kind in KINDS}
         asked: dict[str, list[str]] = {kind: [] if names else list(known) for kind, known in kinds.items()}
         for name in names or ():
             kind, _, bare = name.rpartition(".")
             if kind not in ("", *kinds):
-                raise UsageError(f"'{name}' is not an experiment, a claim or a programme of this project")
+                raise UsageError(f"'{name}' is not {_A_THING}")
             found = [k for k in ([kind] if kind else kinds) if bare in kinds[k]]
             if len(found) > 1:
                 raise UsageError(
-                    f"'{bare}' is {' and '.join(called[k] for k in found)}; say {' or '.join(f'{k}.{bare}' for k in found)}"
+                    f"'{bare}' is {' and '.join(KINDS[k] for k in found)}; say {' or '.join(f'{k}.{bare}' for k in found)}"
                 )
             if not found:
                 known = [n for entries in kinds.values() for n in entries]
-                raise UsageError(
-                    f"'{name}' is not an experiment, a claim or a programme of this project{did_you_mean(bare, known)}"
-                )
+                raise UsageError(f"'{name}' is not {_A_THING}{did_you_mean(bare, known)}")
             asked[found[0]].append(bare)
-        chosen = asked["experiments"]
         for claim in asked["claims"]:
-            chosen += [e for e in spec.claims[claim].evidence if e not in chosen]
+            for evidence in (*spec.claims[claim].evidence, *spec.claims[claim].compare):
+                kind, _, bare = evidence.rpartition(".")
+                asked[kind or "experiments"].append(bare)
         for programme in asked["programmes"]:
             declared = spec.programmes[programme]
-            chosen += [
-                e for e in (*declared.experiments, *([declared.holdout] if declared.holdout else [])) if e not in chosen
-            ]
-        return (
-            list(dict.fromkeys(chosen)),
-            list(dict.fromkeys(asked["claims"])),
-            list(dict.fromkeys(asked["programmes"])),
-        )
+            asked["experiments"] += [*declared.experiments, *([declared.holdout] if declared.holdout else [])]
+        return {kind: list(dict.fromkeys(chosen)) for kind, chosen in asked.items()}
 
     def _designs(
         self, experiments: Iterable[str], looks: Mapping[str, tuple[Look, ...]] | None = None
@@ -401,17 +442,16 @@ class Project:
             crosses=tuple(sorted(crosses)),
             default_window=experiment.window or spec.defaults.window,
             now_us=int(datetime.now(UTC).timestamp() * 1_000_000),
-            attributes=self._attributes(name),
+            attributes=self._attributes_of(experiment, name),
             beside=tuple(
                 Beside(other, spec.experiments[other].assignment.control_arm) for other in experiment.interactions
             ),
             looks=looks,
         )
 
-    def _attributes(self, name: str) -> dict[str, AttributeUse]:
-        """Every attribute that the experiment's adjustment and segments refer to."""
+    def _attributes_of(self, experiment: Experiment, name: str) -> dict[str, AttributeUse]:
+        """Every attribute that the adjustment and segments of the experiment called ``name`` refer to."""
         spec, loaded = self.loaded.spec, self.loaded
-        experiment = spec.experiments[name]
         adjust = experiment.adjust
         wanted = [*experiment.segments]
         out: dict[str, AttributeUse] = {}
@@ -427,6 +467,106 @@ class Project:
                 attribute, known, source, spec.metrics[known.metric] if known.metric is not None else None
             )
         return out
+
+    def _journey(self, kind: str, name: str) -> JourneyDesign:
+        """A journey with every default resolved."""
+        spec, loaded = self.loaded.spec, self.loaded
+        declared = getattr(spec, kind)[name]
+        arms = None
+        if isinstance(declared, Attribution):
+            experiment = declared.between_arms_of or declared.reconcile_with
+            if experiment is not None:
+                of = spec.experiments[experiment]
+                arms = ArmsOf(
+                    experiment,
+                    loaded.source_of(experiment)[0],
+                    of.assignment,
+                    None if of.starts is None else to_us(of.starts, spec.timezone),
+                    None if of.ends is None else to_us(of.ends, spec.timezone),
+                )
+        return JourneyDesign(
+            name=f"{kind}.{name}",
+            declared=declared,
+            entity=loaded.journey_entity(kind, name),
+            zone=spec.timezone,
+            currency=spec.currency,
+            alpha=spec.defaults.alpha,
+            min_cell=spec.defaults.min_cell,
+            now_us=int(datetime.now(UTC).timestamp() * 1_000_000),
+            starts_us=None if declared.starts is None else to_us(declared.starts, spec.timezone),
+            ends_us=None if declared.ends is None else to_us(declared.ends, spec.timezone),
+            touchpoints={t: spec.touchpoints[t] for t in getattr(declared, "touchpoints", ())},
+            arms=arms,
+        )
+
+    def _rereads(self, design: JourneyDesign, catalog: Catalog) -> list[ExperimentDesign]:
+        """The experiments that an attribution is held against, each measuring what is attributed: its outcomes since exposure.
+
+        They are read without end, so that a total of the treated is that of their whole time in the experiment.
+        """
+        declared = design.declared
+        if not isinstance(declared, Attribution):
+            return []
+        tested = [t.experiment for t in design.touchpoints.values() if t.experiment is not None]
+        wanted = ([declared.reconcile_with] if declared.reconcile_with is not None else []) + tested
+        out = []
+        for experiment in dict.fromkeys(wanted):
+            of = self.loaded.spec.experiments[experiment]
+            metrics = tuple(
+                MetricUse(
+                    outcome_name(name, outcome),
+                    self._measured(outcome, design, catalog),
+                    "primary",
+                    None,
+                    of.adjust.period if of.adjust is not None and of.adjust.cuped else None,
+                )
+                for name, outcome in declared.outcomes.items()
+            )
+            plain = of.model_copy(
+                update={
+                    "primary": tuple(m.name for m in metrics),
+                    "secondary": None,
+                    "guardrails": None,
+                    "window": None,
+                    "target": None,
+                    "stop": None,
+                    "segments": (),
+                    "over_time": None,
+                    "cumulative": None,
+                    "cannibalisation": None,
+                    "interactions": (),
+                    "bayes": None,
+                }
+            )
+            base = self._design(experiment, ())
+            wanted_attributes = self._attributes_of(plain, experiment)
+            out.append(
+                replace(
+                    base,
+                    name=reread_name(design.name, experiment),
+                    experiment=plain,
+                    metrics=metrics,
+                    crosses=(),
+                    attributes=wanted_attributes,
+                    beside=(),
+                )
+            )
+        return out
+
+    def _measured(self, outcome: Outcome, design: JourneyDesign, catalog: Catalog) -> CountMetric | SumMetric:
+        """What is attributed as a metric: rows of the event, or their value, in the attribution's own span of time."""
+        view = catalog.view(outcome.event.source)
+        parts = [f"({outcome.event.where})"] if outcome.event.where is not None else []
+        assert view.clock is not None
+        time = view.clock.us.sql("duckdb")
+        parts += [f"{time} >= {design.starts_us}"] if design.starts_us is not None else []
+        parts += [f"{time} < {design.ends_us}"] if design.ends_us is not None else []
+        where = " AND ".join(parts) or None
+        if outcome.value is None:
+            return CountMetric(kind="count", **{"from": outcome.event.source}, where=where)
+        return SumMetric(
+            kind="sum", **{"from": outcome.event.source}, column=outcome.value, where=where, unit=design.currency
+        )
 
     def _looks(self, experiments: Iterable[str], before: int | None = None) -> dict[str, tuple[Look, ...]]:
         """Who read each experiment when, as the ledger tells it: runs before entry ``before`` (default: all), oldest first."""
@@ -507,15 +647,39 @@ class Project:
 
     def plan(self, names: Sequence[str] | None = None) -> list[Step]:
         """The reads that a run would do, in order, with their SQL. Looks at columns, reads no rows."""
-        experiments, _, _ = self._asked(names)
-        designs = self._designs(experiments)
-        if not designs:
+        asked = self._asked(names)
+        designs = self._designs(asked["experiments"])
+        journeys = [self._journey(kind, name) for kind in _JOURNEYS for name in asked[kind]]
+        if not designs and not journeys:
             return []
-        sources = self._sources_of(designs)
         method = registry.method("experiment")
-        with self.catalog(sources) as catalog:
+        with self._reading(designs, journeys, ()) as catalog:
+            steps = catalog.prepare(run=False)
+            designs = [*designs, *(d for j in journeys for d in self._rereads(j, catalog))]
+            if designs:
+                steps += ArmsReader(catalog, [method.needs(d) for d in designs]).plan()
+            for journey in journeys:
+                steps += _JOURNEYS[journey.name.split(".")[0]][1].plan(catalog, journey)
+            return steps
+
+    @contextmanager
+    def _reading(
+        self,
+        designs: Sequence[ExperimentDesign],
+        journeys: Sequence[JourneyDesign],
+        extra: Iterable[str],
+        progress: Progress | None = None,
+    ) -> Iterator[Catalog]:
+        """A catalog of all that these read, every SQL expression over it checked."""
+        sources = self._sources_of(designs)
+        for journey in journeys:
+            sources += self.loaded.journey_sources(journey.name)
+            for experiment in _held_against(journey):
+                sources += self._sources_of([self._design(experiment, ())])
+        sources = self.loaded.needed_sources(dict.fromkeys([*sources, *extra]))
+        with self.catalog(sources, progress) as catalog:
             self.check_sql(catalog, sources)
-            return ArmsReader(catalog, [method.needs(d) for d in designs]).plan()
+            yield catalog
 
     def run(
         self,
@@ -538,46 +702,44 @@ class Project:
         today = today or started.date()
         if record:
             self.ledger().close()  # one that cannot be opened is told before the work, not after it
-        experiments, claim_names, programmes = self._asked(names)
-        designs = self._designs(experiments, self._looks(experiments, looks_before))
+        asked = self._asked(names)
+        claim_names, programmes = asked["claims"], asked["programmes"]
+        designs = self._designs(asked["experiments"], self._looks(asked["experiments"], looks_before))
+        journeys = [self._journey(kind, name) for kind in _JOURNEYS for name in asked[kind]]
         outcomes: dict[str, Result | Refusal] = {}
         plan: tuple[Step, ...] = ()
         fingerprints: dict[str, str] = {}
         as_of: list[int] = []
         counts: dict[str, _Counts | Refusal] = {}
         versions = _versions()
-        if designs:
+        read = _Kept(fingerprints, as_of, self.loaded.definition_hash, seed, versions)
+        if designs or journeys:
             method = registry.method("experiment")
-            sources = self._sources_of(designs)
-            extra = [s for c in claim_names for s, _ in amounts.parse(spec.claims[c].amount).volumes]
-            with self.catalog([*sources, *(s for s in extra if s not in sources)], progress) as catalog:
-                self.check_sql(catalog, [*sources, *extra])
-                reader = ArmsReader(catalog, [method.needs(d) for d in designs])
-                fetched = reader.fetch()
-                plan = tuple(reader.steps)
+            extra = [v for c in claim_names for v, _ in amounts.parse(spec.claims[c].amount).volumes]
+            with self._reading(designs, journeys, extra, progress) as catalog:
+                steps = catalog.prepare(run=True)
+                rereads = {j.name: self._rereads(j, catalog) for j in journeys}
+                wanted = [*designs, *(d for held in rereads.values() for d in held)]
+                fetched: Mapping[str, ArmsData] = {}
+                if wanted:
+                    reader = ArmsReader(catalog, [method.needs(d) for d in wanted])
+                    fetched = reader.fetch()
+                    steps += reader.steps
                 for design in designs:
                     if design.only_beside:
                         continue
-                    data: ArmsData = fetched[design.name]
-                    rng = np.random.default_rng([seed, len(outcomes)])
-                    outcome = method.answer(design, data, rng)
-                    for profile in data.sources.values():
-                        fingerprints[profile.name] = _digest(
-                            profile.fingerprint, profile.rows, profile.first_us, profile.last_us
-                        )
-                    if data.as_of_us is not None:
-                        as_of.append(data.as_of_us)
-                    if isinstance(outcome, Result):
-                        provenance = Provenance(
-                            sql=data.sql,
-                            definition_hash=self.loaded.definition_hash,
-                            data_fingerprint=_digest(*(fingerprints[s] for s in sorted(data.sources))),
-                            seed=seed,
-                            as_of=None if data.as_of_us is None else from_us(data.as_of_us),
-                            versions=versions,
-                        )
-                        outcome = replace(outcome, provenance=provenance)
-                    outcomes[design.name] = outcome
+                    data = fetched[design.name]
+                    outcome = method.answer(design, data, np.random.default_rng([seed, len(outcomes)]))
+                    outcomes[design.name] = read.provenance(outcome, data.sql, data.sources, data.as_of_us)
+                for journey in journeys:
+                    held = {
+                        d.name.rpartition("/")[2]: method.answer(d, fetched[d.name], np.random.default_rng([seed, 0]))
+                        for d in rereads[journey.name]
+                    }
+                    outcome, more = self._answer_journey(catalog, journey, held, read, seed)
+                    outcomes[journey.name] = outcome
+                    steps += more
+                plan = tuple(steps)
                 counts = {claim: self._count(catalog, claim, designs) for claim in claim_names}
         for name in programmes:
             outcome = self._programme(name, outcomes)
@@ -641,6 +803,25 @@ class Project:
                 ledger.append({**run.to_dict(), **({"command": command} if command else {})}, actor=actor)
         return run
 
+    def _answer_journey(
+        self, catalog: Catalog, design: JourneyDesign, held: Mapping[str, Result | Refusal], read: _Kept, seed: int
+    ) -> tuple[Result | Refusal, tuple[Step, ...]]:
+        """One journey read and answered. ``held`` are the experiments that an attribution is held against."""
+        kind = design.name.split(".")[0]
+        name, kernel = _JOURNEYS[kind]
+        rng = np.random.default_rng([seed, zlib.crc32(design.name.encode())])
+        try:
+            data = kernel.read(catalog, design)
+        except DataError as error:
+            return Refusal(design.name, str(error), "Mend the source, or the definition that names it."), ()
+        if isinstance(design.declared, Attribution):
+            incremental = None if design.declared.reconcile_with is None else held[design.declared.reconcile_with]
+            own = {t: held[d.experiment] for t, d in design.touchpoints.items() if d.experiment is not None}
+            outcome = registry.method(name).answer(design, data, rng, incremental, own)
+        else:
+            outcome = registry.method(name).answer(design, data, rng)
+        return read.provenance(outcome, data.sql, data.sources, data.as_of_us), tuple(data.steps)
+
     def power(
         self,
         name: str,
@@ -662,10 +843,10 @@ class Project:
         from payoff.methods.experiment import power as planning
         from payoff.warehouse import history as recorded
 
-        experiments, claims, programmes = self._asked([name])
-        if claims or programmes or len(experiments) != 1:
+        asked = self._asked([name])
+        if any(chosen for kind, chosen in asked.items() if kind != "experiments"):
             raise UsageError(f"'{name}' is not an experiment; power is that of one experiment")
-        design = self._design(experiments[0], ())
+        design = self._design(asked["experiments"][0], ())
         ask = planning.Ask.of(design, mde=mde, lift=lift, weeks=weeks, power=power, history=history, source=source)
         if source is not None:
             if source not in self.loaded.sources():
@@ -790,20 +971,21 @@ class Project:
             if stored is None:
                 raise UsageError("no run of this project is stored yet; make one with: payoff run")
             return stored, tuple(entry.name for entry in stored.entries)
-        full = [name] if "." in name else [f"experiments.{name}", f"claims.{name}", f"programmes.{name}"]
+        full = [name] if "." in name else [f"{kind}.{name}" for kind in KINDS]
         found = [e for n in full for kind in SECTIONS.values() if (e := ledger.latest(kind, n, project=spec.project))]
         if len({entry.name for entry in found}) > 1:
-            raise UsageError(f"'{name}' is an experiment and a claim; say {full[0]} or {full[1]}")
+            several = [n for n in full if n in {entry.name for entry in found}]
+            raise UsageError(f"'{name}' is {len(several)} things; say {' or '.join(several)}")
         if found:
             newest = max(found, key=lambda entry: entry.seq)
             return ledger.run(newest.run_id), (newest.name,)
         bare = name.rpartition(".")[2]
-        known = [*spec.experiments, *spec.claims, *spec.programmes]
+        known = [declared for kind in KINDS for declared in getattr(spec, kind)]
         if bare in known:
             raise UsageError(f"'{name}' is declared, but no run of it is stored yet; make one with: payoff run {name}")
         close = did_you_mean(bare, known)
         if close or not re.fullmatch("[0-9a-f]{4,32}", name):
-            raise UsageError(f"'{name}' is not an experiment, a claim or a run in the ledger{close}")
+            raise UsageError(f"'{name}' is not {_A_THING}, nor a run in the ledger{close}")
         stored = ledger.run(name)
         if stored.header.project != spec.project:
             raise UsageError(f"the run {stored.run_id} is of another project, '{stored.header.project}'")
@@ -821,11 +1003,7 @@ class Project:
                 return Verification(chain)
             stored, names = self.recall(ledger, name)
         spec, old = self.loaded.spec, stored.to_dict()
-        declared = {
-            *(f"experiments.{e}" for e in spec.experiments),
-            *(f"claims.{c}" for c in spec.claims),
-            *(f"programmes.{p}" for p in spec.programmes),
-        }
+        declared = {f"{kind}.{known}" for kind in KINDS for known in getattr(spec, kind)}
         again = list(dict.fromkeys(entry.name for entry in stored.entries if entry.name in declared))
         new: dict[str, Any] = {}
         if again:
@@ -853,6 +1031,61 @@ class Project:
                 figures.append(Verified(entry.name, entry.kind, found))
         context = tuple(context_changes(old, new)) if new else ("none of what it holds is declared any more",)
         return Verification(chain, stored.run_id, stored.header.at, context, tuple(figures))
+
+
+def outcome_name(name: str, outcome: Outcome) -> str:
+    """What an attribution's outcome is called as a metric of the experiment that it is held against."""
+    return f"{'conversions' if outcome.value is None else 'value'} of {name}"
+
+
+def reread_name(attribution: str, experiment: str) -> str:
+    return f"{attribution}/{experiment}"
+
+
+def _held_against(design: JourneyDesign) -> tuple[str, ...]:
+    """The experiments whose arms or effects a journey reads."""
+    declared = design.declared
+    if not isinstance(declared, Attribution):
+        return ()
+    named = [declared.reconcile_with, *(t.experiment for t in design.touchpoints.values())]
+    return tuple(dict.fromkeys(n for n in named if n is not None))
+
+
+@dataclass(slots=True)
+class _Kept:
+    """What a run keeps of its reads: fingerprints by source and how far the data go; and a result's provenance from them."""
+
+    fingerprints: dict[str, str]
+    as_of: list[int]
+    definition_hash: str
+    seed: int
+    versions: Mapping[str, str]
+
+    def provenance(
+        self,
+        outcome: Result | Refusal,
+        sql: tuple[tuple[str, str], ...],
+        sources: Mapping[str, SourceProfile] | Mapping[str, EventProfile],
+        as_of_us: int | None,
+    ) -> Result | Refusal:
+        marks = {
+            name: _digest(profile.fingerprint, profile.rows, profile.first_us, profile.last_us)
+            for name, profile in sources.items()
+        }
+        self.fingerprints.update(marks)
+        if as_of_us is not None:
+            self.as_of.append(as_of_us)
+        if isinstance(outcome, Refusal):
+            return outcome
+        provenance = Provenance(
+            sql=sql,
+            definition_hash=self.definition_hash,
+            data_fingerprint=_digest(*(marks[name] for name in sorted(marks))),
+            seed=self.seed,
+            as_of=None if as_of_us is None else from_us(as_of_us),
+            versions=self.versions,
+        )
+        return replace(outcome, provenance=provenance)
 
 
 def replace_path(connection: DuckDBConnection) -> DuckDBConnection:
