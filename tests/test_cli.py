@@ -277,7 +277,7 @@ def test_without_a_project_every_verb_says_how_to_make_one(verb: str, tmp_path: 
 def test_a_project_with_nothing_to_run_says_so(tmp_path: Path) -> None:
     write_project(tmp_path, "metrics: {}\n")
     for verb in ("run", "explain", "report"):
-        assert "declares no experiment and no claim yet" in call(verb, "-p", tmp_path, code=2).stderr
+        assert "declares no experiment, no claim and no journey yet" in call(verb, "-p", tmp_path, code=2).stderr
     assert "nothing declared yet" in call("check", "-p", tmp_path).stdout
 
 
