@@ -25,18 +25,28 @@ from payoff.errors import DefinitionError, Problem, UsageError
 from payoff.spec import nouns, references, yamlfile
 from payoff.spec.nouns import (
     Attribute,
+    Attribution,
+    ChannelPreset,
+    Cohort,
     ConversionMetric,
+    Event,
     Experiment,
+    Funnel,
+    Journey,
     Metric,
     Noun,
+    Outcome,
     ProjectSpec,
     RatioMetric,
     RetentionMetric,
     Source,
+    Spend,
     attributes_of,
     hint,
     shown,
     sources_of,
+    spends_of,
+    unit_sources,
 )
 from payoff.spec.yamlfile import Positions, Step, Steps, Tree
 
@@ -52,6 +62,11 @@ SECTIONS = (
     "attributes",
     "experiments",
     "programmes",
+    "touchpoints",
+    "attribution",
+    "funnels",
+    "cohorts",
+    "paths",
     "values",
     "claims",
     "reports",
@@ -74,6 +89,11 @@ _MODELS: dict[str, type[Noun]] = {
     "attributes": nouns.Attribute,
     "experiments": nouns.Experiment,
     "programmes": nouns.Programme,
+    "touchpoints": nouns.Touchpoint,
+    "attribution": nouns.Attribution,
+    "funnels": nouns.Funnel,
+    "cohorts": nouns.Cohort,
+    "paths": nouns.Journey,
     "values": nouns.Value,
     "claims": nouns.Claim,
     "reports": nouns.Report,
@@ -86,6 +106,11 @@ _CALLED = {
     "attributes": "an attribute",
     "experiments": "an experiment",
     "programmes": "a programme",
+    "touchpoints": "a touchpoint",
+    "attribution": "an attribution",
+    "funnels": "a funnel",
+    "cohorts": "a cohort",
+    "paths": "a declaration of paths",
     "values": "a value",
     "claims": "a claim",
     "reports": "a report",
@@ -98,6 +123,11 @@ _EXAMPLES = {
     "attributes": "{from: users, since: signed_up_at, cuts: [30d, 180d]}",
     "experiments": "{assignment: {source: sends, variant: arm, control: generic}}",
     "programmes": "{experiments: [...], metric: revenue}",
+    "touchpoints": "{source: exposures, where: surface = 'home'}",
+    "attribution": "{conversion: orders, touchpoints: [...], models: [last, linear]}",
+    "funnels": "{steps: [visits, carts, orders], within: 7d}",
+    "cohorts": "{start: signups, activity: visits}",
+    "paths": "{touchpoints: [...], to: orders}",
     "values": "{value: 6.40, low: 5.10, high: 8.00}",
     "claims": "{statement: ..., evidence: [...], amount: ...}",
     "reports": "{show: [claims.savings]}",
@@ -117,6 +147,11 @@ class SqlFragment(NamedTuple):
     text: str
     source: str | None
     attribute: str | None = None
+
+
+AnyJourney = Attribution | Funnel | Cohort | Journey
+JOURNEYS = ("attribution", "funnels", "cohorts", "paths")
+"""Sections whose entries are read unit by unit over time."""
 
 
 class MetricUse(NamedTuple):
@@ -152,9 +187,37 @@ class LoadedProject:
         return assignment.source, self.spec.sources[assignment.source]
 
     def sources(self) -> dict[str, Source]:
-        """Every source by name, those written in place in an assignment included."""
+        """Every source by name, those written in place in an assignment included. Sessions name their entity."""
         in_place = (n for n, e in self.spec.experiments.items() if e.assignment.source is None)
-        return {**self.spec.sources, **dict(self.source_of(name) for name in in_place)}
+        named = {name: self._with_unit(source) for name, source in self.spec.sources.items()}
+        return {**named, **dict(self.source_of(name) for name in in_place)}
+
+    def _with_unit(self, source: Source) -> Source:
+        unit = None if source.sessions is None or source.sessions.entity is not None else self.session_entity(source)
+        if unit is None or source.sessions is None:
+            return source
+        return source.model_copy(update={"sessions": source.sessions.model_copy(update={"entity": unit})})
+
+    def session_entity(self, source: Source) -> str | None:
+        """Whose sessions a source holds: its own entity, else the default that the rows know, else their only one."""
+        made = source.sessions
+        if made is None or made.entity is not None:
+            return None if made is None else made.entity
+        rows = self.spec.sources.get(made.of)
+        return None if rows is None or rows.sessions is not None else self._only_entity(rows, self.spec.defaults.entity)
+
+    def _only_entity(self, source: Source, *wanted: str | None) -> str | None:
+        """The first of ``wanted`` that a source declares, else the only entity there can be in it."""
+        for entity in wanted:
+            if entity is not None and self.declares(source, entity):
+                return entity
+        own = list(dict.fromkeys((*source.entity, *((source.one_row_per,) if source.one_row_per else ()))))
+        if source.sessions is not None:
+            unit = self.session_entity(source)
+            own = [] if unit is None else [unit]
+        elif not own:
+            own = [name for name, entity in self.spec.entities.items() if entity.id is not None]
+        return own[0] if len(own) == 1 else None
 
     def steps_of(self, source: str) -> Steps:
         """Where a source of ``sources()`` is written, for ``positions``."""
@@ -162,6 +225,8 @@ class LoadedProject:
 
     def declares(self, source: Source, entity: str) -> bool:
         """Whether the source says itself what ``entity`` is in it, or says of no entity at all and the entity has an id."""
+        if source.sessions is not None:
+            return self.session_entity(source) == entity
         if entity in source.entity or source.one_row_per == entity:
             return True
         return not source.entity and source.one_row_per is None and self._id(entity) is not None
@@ -172,6 +237,8 @@ class LoadedProject:
         None with ``one_row_per: entity`` means that each row is a unit, without a name.
         """
         found = self.sources()[source] if isinstance(source, str) else source
+        if found.sessions is not None:
+            return "session_unit" if self.declares(found, entity) else None
         own = found.id if found.one_row_per == entity else None
         return found.entity.get(entity) or self._id(entity) or own
 
@@ -185,13 +252,7 @@ class LoadedProject:
             return declared.entity
         source, defaults = self.source_of(experiment)[1], self.spec.defaults
         wanted = (defaults.holdout_unit if declared.type == "holdout" else None, defaults.entity)
-        own = list(dict.fromkeys((*source.entity, *((source.one_row_per,) if source.one_row_per else ()))))
-        for entity in wanted:
-            if entity is not None and self.declares(source, entity):
-                return entity
-        if not own:
-            own = [name for name, entity in self.spec.entities.items() if entity.id is not None]
-        return own[0] if len(own) == 1 else None
+        return self._only_entity(source, *wanted)
 
     def entity_of(self, experiment: str) -> str:
         """The unit of analysis: the experiment's own, else the default that its assignment's source knows, else its only one.
@@ -271,7 +332,7 @@ class LoadedProject:
         the metric's sources has a time.
         """
         declared, known, of = self.spec.metrics[metric], self.sources(), self.experiment(experiment)
-        if all(known[name].time is None for _, name in sources_of(declared)):
+        if not any(known[name].timed for _, name in sources_of(declared)):
             return None
         if of.period is not None:
             return of.period
@@ -313,11 +374,65 @@ class LoadedProject:
         usable = [n for n, c in self.spec.connections.items() if c.engine == "duckdb" and c.path is not None]
         return usable[0] if len(usable) == 1 else None
 
+    # ------------------------------------------------------------ journeys
+
+    def journeys(self) -> dict[str, AnyJourney]:
+        """Attributions, funnels, cohorts and paths by full name, such as ``funnels.checkout``."""
+        return {f"{section}.{n}": j for section in JOURNEYS for n, j in getattr(self.spec, section).items()}
+
+    def _journey(self, full: str) -> AnyJourney:
+        known = self.journeys()
+        if full not in known:
+            raise UsageError(f"{shown(full)} is not an attribution, funnel, cohort or paths{hint(full, known)}")
+        return known[full]
+
+    def find_journey_entity(self, full: str) -> str | None:
+        """``journey_entity``, or None where the project does not tell."""
+        own = self._journey(full).entity or self.spec.defaults.entity
+        if own is not None:
+            return own
+        read = [self.spec.sources[s] for _, s in unit_sources(self._journey(full), self.spec) if s in self.spec.sources]
+        mapped = {entity for source in read for entity in source.entity}
+        found = [e for e in sorted({*self.spec.entities, *mapped}) if all(self.declares(s, e) for s in read)]
+        return found[0] if len(found) == 1 else None
+
+    def journey_entity(self, section: str, name: str) -> str:
+        """The unit of a journey: its own, else the default, else the only one that all its sources declare. Raises UsageError."""
+        entity = self.find_journey_entity(f"{section}.{name}")
+        if entity is None:
+            raise UsageError(f"{section}.{name} does not say what its unit is; add entity: NAME")
+        return entity
+
+    def journey_sources(self, full: str) -> list[str]:
+        """Every source a journey reads: of its events, its touchpoints, their costs, and the arms that split it."""
+        journey = self._journey(full)
+        found = [source for _, source in unit_sources(journey, self.spec)]
+        found += [spend.source for spend in spends_of(journey, self.spec)]
+        if isinstance(journey, Attribution):
+            arms = journey.between_arms_of or journey.reconcile_with
+            found += [] if arms is None else [self.source_of(arms)[0]]
+        return list(dict.fromkeys(found))
+
+    def needed_sources(self, names: Iterable[str]) -> list[str]:
+        """``names`` and what they are made of: the rows of sessions, and the sources that say which ids are one unit."""
+        known, found = self.sources(), list(dict.fromkeys(names))
+        for name in found:  # it grows while it is gone through
+            source = known[name]
+            wanted = [source.sessions.of] if source.sessions is not None else []
+            for entity, declared in self.spec.entities.items():
+                if declared.identity is not None and self.unit_column(source, entity) is not None:
+                    wanted.append(declared.identity.source)
+            found += [other for other in dict.fromkeys(wanted) if other not in found]
+        return found
+
     def sql_fragments(self) -> Iterator[SqlFragment]:
         """Every SQL expression of the project. Nothing here has parsed one; the SELECTs of ``sql:`` sources are not among them."""
         for name, entity in self.spec.entities.items():
             if entity.id is not None:
                 yield SqlFragment(("entities", name, "id"), entity.id, None)
+            if entity.identity is not None:
+                for index, alias in enumerate(entity.aliases):
+                    yield SqlFragment(("entities", name, "aliases", index), _column(alias), entity.identity.source)
         for name, source in self.spec.sources.items():
             yield from _source_fragments(("sources", name), name, source)
         for name, metric in self.spec.metrics.items():
@@ -338,6 +453,15 @@ class LoadedProject:
                 if named not in self.spec.attributes:
                     text = str(self.attribute(named, name)[0].column)
                     yield SqlFragment((*at, *inside), text, own, named)
+        for name, touchpoint in self.spec.touchpoints.items():
+            at = ("touchpoints", name)
+            yield from _fragments(at, touchpoint, ("where", "by", "personalised"), touchpoint.source)
+            if isinstance(touchpoint.cost, Spend):
+                yield from _spend_fragments((*at, "cost"), touchpoint.cost)
+            elif touchpoint.cost is not None:
+                yield SqlFragment((*at, "cost"), touchpoint.cost, touchpoint.source)
+        for full, journey in self.journeys().items():
+            yield from _journey_fragments(tuple(full.split(".")), journey)
 
     def _attribute_sources(self, name: str) -> list[str]:
         """The sources an attribute is read from: its own, else the assignment of every experiment that names it."""
@@ -355,8 +479,69 @@ def _fragments(steps: Steps, holder: Noun, keys: Iterable[str], source: str) -> 
             yield SqlFragment((*steps, key), text, source)
 
 
+def _column(name: str) -> str:
+    """A column's name as SQL: quoted, for it may be a word of SQL."""
+    return '"' + name.replace('"', '""') + '"'
+
+
+def _event_fragments(steps: Steps, event: Event) -> Iterator[SqlFragment]:
+    yield from _fragments(steps, event, ("where",), event.source)
+
+
+def _outcome_fragments(steps: Steps, outcome: Outcome) -> Iterator[SqlFragment]:
+    yield from _event_fragments((*steps, "event"), outcome.event)
+    yield from _fragments(steps, outcome, ("value",), outcome.event.source)
+
+
+def _spend_fragments(steps: Steps, spend: Spend) -> Iterator[SqlFragment]:
+    yield from _fragments(steps, spend, ("column", "where"), spend.source)
+
+
+def _journey_fragments(steps: Steps, journey: AnyJourney) -> Iterator[SqlFragment]:
+    if isinstance(journey, Funnel):
+        for index, step in enumerate(journey.steps):
+            if step.source is not None:
+                yield from _fragments((*steps, "steps", index), step, ("where",), step.source)
+            if step.without is not None:
+                yield from _event_fragments((*steps, "steps", index, "without"), step.without)
+        for index, event in enumerate(journey.exclude):
+            yield from _event_fragments((*steps, "exclude", index), event)
+        if journey.by is not None:
+            read = [step.source for step in journey.steps if step.source is not None]
+            for source in dict.fromkeys(read if journey.by.step == "each" else read[:1]):
+                yield SqlFragment((*steps, "by", "column"), journey.by.column, source)
+    elif isinstance(journey, Cohort):
+        yield from _event_fragments((*steps, "start"), journey.start)
+        yield from _fragments(steps, journey, ("by",), journey.start.source)
+        if journey.activity is not None:
+            yield from _event_fragments((*steps, "activity"), journey.activity)
+        if journey.revenue is not None:
+            yield from _outcome_fragments((*steps, "revenue"), journey.revenue)
+        if journey.cost is not None:
+            yield from _spend_fragments((*steps, "cost"), journey.cost)
+    elif isinstance(journey, Attribution):
+        if journey.conversion is not None:
+            yield from _outcome_fragments((*steps, "conversion"), journey.conversion)
+        for name, outcome in journey.conversions.items():
+            yield from _outcome_fragments((*steps, "conversions", name), outcome)
+    else:
+        if journey.to is not None:
+            yield from _outcome_fragments((*steps, "to"), journey.to)
+        if journey.from_ is not None:
+            yield from _event_fragments((*steps, "from"), journey.from_)
+
+
 def _source_fragments(steps: Steps, name: str, source: Source) -> Iterator[SqlFragment]:
     yield from _fragments(steps, source, ("where", "time", "id"), name)
+    for index, column in enumerate(source.columns):
+        yield SqlFragment((*steps, "columns", index), _column(column), name)
+    made = source.sessions
+    channels = None if made is None else made.channels
+    if made is not None and isinstance(channels, ChannelPreset):
+        yield from _fragments((*steps, "sessions", "channels"), channels, ("source", "medium", "campaign"), made.of)
+    elif made is not None and isinstance(channels, tuple):
+        for index, rule in enumerate(channels):
+            yield from _fragments((*steps, "sessions", "channels", index), rule, ("when",), made.of)
     for key, texts in (("entity", source.entity), ("links", source.links)):
         for item, text in texts.items():
             yield SqlFragment((*steps, key, item), text, name)
@@ -764,6 +949,15 @@ def _located(entry: Tree, loc: Iterable[Step]) -> Steps:
     node = entry
     for index, step in enumerate(parts):
         child = _child(node, step)
+        if not child and isinstance(node, dict) and len(node) == 1 and found[-2:-1] == ["models"]:
+            # {time_decay: {half_life: 7d}} is validated as {kind: time_decay, half_life: 7d}
+            ((kind, inner),) = node.items()
+            if (isinstance(inner, dict) and step in inner) or (step in ("weights", "weight") and step != kind):
+                found.append(kind)
+                node = inner
+                child = _child(node, step)
+                if not isinstance(inner, dict):
+                    continue
         if child:
             node = child[0]
         elif not (index == len(parts) - 1 and isinstance(node, dict) and step != "[key]"):

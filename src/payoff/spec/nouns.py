@@ -333,6 +333,11 @@ class Source(Noun):
             raise ValueError("a file source has no connection")
         return self
 
+    @property
+    def timed(self) -> bool:
+        """Whether its rows have a time; a session's is its start."""
+        return self.time is not None or self.sessions is not None
+
 
 # ---------------------------------------------------------------- metrics
 
@@ -890,6 +895,10 @@ class Spend(Noun):
     where: Sql | None = None
 
 
+def _cost_form(raw: object) -> str:
+    return "<spend>" if isinstance(raw, dict | Spend) else "<sql>"
+
+
 class Touchpoint(Noun):
     """Something a unit met on its way: rows of ``source``. With ``by`` each of its values is a touchpoint of its own.
 
@@ -902,7 +911,9 @@ class Touchpoint(Noun):
     where: Sql | None = None
     by: Sql | None = None
     personalised: Sql | None = None
-    cost: Sql | Spend | None = None
+    cost: (
+        Annotated[Annotated[Sql, Tag("<sql>")] | Annotated[Spend, Tag("<spend>")], Discriminator(_cost_form)] | None
+    ) = None
     direct: bool = False
     experiment: Name | None = None
 
@@ -1236,6 +1247,50 @@ class Journey(Noun):
         if (self.to is None) == (self.from_ is None):
             raise ValueError("paths lead to an event or from one: exactly one of to and from")
         return self
+
+
+def _outcome_source(outcome: Outcome, *keys: str) -> tuple[tuple[str | int, ...], str]:
+    return (*keys, "event", "source"), outcome.event.source
+
+
+def unit_sources(
+    journey: Attribution | Funnel | Cohort | Journey, spec: ProjectSpec
+) -> list[tuple[tuple[str | int, ...], str]]:
+    """The sources whose rows a journey reads unit by unit, each with the keys that lead from it to where the source is named.
+
+    A touchpoint's source is named in the touchpoint: the keys lead to the touchpoint's name.
+    """
+    found: list[tuple[tuple[str | int, ...], str]] = []
+    if isinstance(journey, Funnel):
+        for index, step in enumerate(journey.steps):
+            found += [] if step.source is None else [(("steps", index, "source"), step.source)]
+            found += [] if step.without is None else [(("steps", index, "without", "source"), step.without.source)]
+        found += [(("exclude", index, "source"), event.source) for index, event in enumerate(journey.exclude)]
+    elif isinstance(journey, Cohort):
+        found.append((("start", "source"), journey.start.source))
+        found += [] if journey.activity is None else [(("activity", "source"), journey.activity.source)]
+        found += [] if journey.revenue is None else [_outcome_source(journey.revenue, "revenue")]
+    else:
+        for index, name in enumerate(journey.touchpoints):
+            if name in spec.touchpoints:
+                found.append((("touchpoints", index), spec.touchpoints[name].source))
+        if isinstance(journey, Attribution):
+            found += [] if journey.conversion is None else [_outcome_source(journey.conversion, "conversion")]
+            found += [_outcome_source(outcome, "conversions", name) for name, outcome in journey.conversions.items()]
+        else:
+            found += [] if journey.to is None else [_outcome_source(journey.to, "to")]
+            found += [] if journey.from_ is None else [(("from", "source"), journey.from_.source)]
+    return found
+
+
+def spends_of(journey: Attribution | Funnel | Cohort | Journey, spec: ProjectSpec) -> list[Spend]:
+    """The tables of spending a journey reads."""
+    if isinstance(journey, Cohort):
+        return [] if journey.cost is None else [journey.cost]
+    if isinstance(journey, Attribution):
+        costs = [spec.touchpoints[name].cost for name in journey.touchpoints if name in spec.touchpoints]
+        return [cost for cost in costs if isinstance(cost, Spend)]
+    return []
 
 
 # ---------------------------------------------------------------- money
