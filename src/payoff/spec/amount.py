@@ -1,8 +1,8 @@
-"""The amount of a claim: a small arithmetic over measured effects, money values, volumes and populations.
+"""The amount of a claim: a small arithmetic over measured effects, attributed credit, money values, volumes and populations.
 
     effect(aht) * value(agent_second) * volume(conversations, 365d)
 
-``parse`` turns the text into a frozen tree; ``Amount.evaluate`` computes it for numbers or for arrays of draws. The four
+``parse`` turns the text into a frozen tree; ``Amount.evaluate`` computes it for numbers or for arrays of draws. The five
 functions, numbers, ``+ - * /``, parentheses and a leading minus are the whole language.
 """
 
@@ -27,6 +27,7 @@ _MAX_DEPTH = 40  # parentheses and minus signs inside one another
 
 _USAGE = {
     "effect": "effect(METRIC) or effect(METRIC, ARM)",
+    "attributed": "attributed(NAME, MODEL) or attributed(NAME, MODEL, TOUCHPOINT)",
     "value": "value(NAME)",
     "volume": "volume(SOURCE, PERIOD), such as volume(orders, 365d)",
     "population": "population(ENTITY) or population(ENTITY, PERIOD), such as population(user, 365d)",
@@ -67,6 +68,20 @@ class Effect:
 
     def __str__(self) -> str:
         return f"effect({self.metric})" if self.arm is None else f"effect({self.metric}, {_quoted(self.arm)})"
+
+
+@dataclass(frozen=True, slots=True)
+class Attributed:
+    """What the attribution ``name`` credits by ``model`` to ``touchpoint`` (None: to all of them). No effect: nothing was compared."""
+
+    name: str
+    model: str
+    touchpoint: str | None = None
+    offset: int = field(default=0, compare=False, repr=False)
+
+    def __str__(self) -> str:
+        parts = [self.name, _quoted(self.model), *([] if self.touchpoint is None else [_quoted(self.touchpoint)])]
+        return f"attributed({', '.join(parts)})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +151,7 @@ class Binary:
         return f"{left} {self.operator} {right}"
 
 
-Reference = Effect | ValueOf | VolumeOf | PopulationOf
+Reference = Effect | Attributed | ValueOf | VolumeOf | PopulationOf
 Node = Number | Reference | Negative | Binary
 
 
@@ -174,6 +189,10 @@ class Amount:
     @property
     def effects(self) -> tuple[tuple[str, str | None], ...]:
         return tuple((r.metric, r.arm) for r in self.references() if isinstance(r, Effect))
+
+    @property
+    def attributed(self) -> tuple[Attributed, ...]:
+        return tuple(r for r in self.references() if isinstance(r, Attributed))
 
     @property
     def values(self) -> tuple[str, ...]:
@@ -376,7 +395,8 @@ class _Parser:
                 f"a period such as {token.text} only stands inside volume() or population()", token.offset
             )
         if token.kind == "text":
-            raise AmountError(f"the quoted {token.text} only stands inside effect(), as an arm", token.offset)
+            message = f"the quoted {token.text} only stands inside effect(), as an arm, or attributed(), as a model or touchpoint"
+            raise AmountError(message, token.offset)
         raise AmountError(f"a number or a function is missing before {_shown(token)}", token.offset)
 
     def call(self, name: _Token) -> Reference:
@@ -391,7 +411,7 @@ class _Parser:
                 )
             raise AmountError(
                 f"the function '{function}' is not known in this version{hint or ';'} "
-                "an amount is built from effect, value, volume and population",
+                "an amount is built from effect, attributed, value, volume and population",
                 name.offset,
             )
         wrong = f"write {_USAGE[function]}"
@@ -401,8 +421,14 @@ class _Parser:
         if first.kind != "name":
             raise AmountError(f"{function}() needs a name first: {wrong}", first.offset)
         second = self.take() if self.takes(",") else None
+        third = self.take() if function == "attributed" and self.takes(",") else None
         if not self.takes(")"):
             self.refuse_end_of_call(function, wrong)
+        if function == "attributed":
+            if second is None:
+                raise AmountError(f"attributed() needs a model: {wrong}", name.offset)
+            touchpoint = None if third is None else self.read_word(third, function, wrong)
+            return Attributed(first.text, self.read_word(second, function, wrong), touchpoint, name.offset)
         if function == "effect":
             if second is not None and (second.kind not in ("name", "text") or second.text in ('""', "''")):
                 raise AmountError(
@@ -422,6 +448,15 @@ class _Parser:
         if period is None:
             raise AmountError(f"volume() needs a period: {wrong}", name.offset)
         return VolumeOf(first.text, period, name.offset)
+
+    def read_word(self, token: _Token, function: str, wrong: str) -> str:
+        """A name, or a quoted text that is not empty."""
+        if token.kind == "name":
+            return token.text
+        if token.kind != "text" or token.text in ('""', "''"):
+            message = f"{_shown(token)} is not a name or a quoted text, which {function}() needs there: {wrong}"
+            raise AmountError(message, token.offset)
+        return token.text[1:-1]
 
     def refuse_end_of_call(self, function: str, wrong: str) -> NoReturn:
         token = self.next

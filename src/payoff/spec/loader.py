@@ -367,7 +367,7 @@ class LoadedProject:
 
     def connection_of(self, source: Source) -> str | None:
         """The DuckDB connection a table or sql source reads: the one it names, else the only one with a path."""
-        if source.file is not None:
+        if source.file is not None or source.sessions is not None:
             return None
         if source.connection is not None:
             return source.connection

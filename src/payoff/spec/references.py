@@ -13,24 +13,28 @@ from typing import TYPE_CHECKING, NamedTuple
 from zoneinfo import ZoneInfo
 
 from payoff.errors import Problem
+from payoff.spec.journey_references import JourneyChecker
 from payoff.spec.nouns import (
     Attribute,
     Claim,
     ConversionMetric,
+    Entity,
     Experiment,
     Metric,
     Programme,
     RetentionMetric,
+    SessionsOf,
     Source,
     attributes_of,
     format_duration,
     hint,
+    model_names,
     shown,
     sources_of,
 )
 
 if TYPE_CHECKING:
-    from payoff.spec.amount import Effect
+    from payoff.spec.amount import Attributed, Effect
     from payoff.spec.loader import LoadedProject
     from payoff.spec.yamlfile import Step, Steps
 
@@ -44,6 +48,19 @@ ONE_NUMBER = ("count", "sum", "mean", "conversion")
 
 STEPPED = ("count", "sum", "conversion", "rate", "ratio", "nps", "csat")
 """Kinds of metric that can be read step by step."""
+
+
+SHOWN = {
+    "claims": "a claim",
+    "experiments": "an experiment",
+    "programmes": "a programme",
+    "metrics": "a metric",
+    "attribution": "an attribution",
+    "funnels": "a funnel",
+    "cohorts": "a cohort",
+    "paths": "a declaration of paths",
+}
+"""What a report shows."""
 
 
 class Obstacle(NamedTuple):
@@ -62,8 +79,10 @@ class Found:
 
 def check(project: LoadedProject, declared: Declared, doubtful: Collection[tuple[str, str]]) -> Found:
     """Every broken reference. ``project.spec`` holds what is valid or nearly so, ``declared`` the names of all there is."""
-    checker = _Checker(project, declared, doubtful)
+    checker = Checker(project, declared, doubtful)
     checker.project_keys()
+    for name, entity in project.spec.entities.items():
+        checker.entity(name, entity)
     for name, source in project.spec.sources.items():
         checker.source(("sources", name), source)
     for name, metric in project.spec.metrics.items():
@@ -74,6 +93,7 @@ def check(project: LoadedProject, declared: Declared, doubtful: Collection[tuple
         checker.experiment(name, experiment)
     for name, programme in project.spec.programmes.items():
         checker.programme(name, programme)
+    JourneyChecker(checker).check()
     for name, claim in project.spec.claims.items():
         checker.claim(name, claim)
     for name, report in project.spec.reports.items():
@@ -82,7 +102,7 @@ def check(project: LoadedProject, declared: Declared, doubtful: Collection[tuple
     return Found(tuple(checker.problems), tuple(replace(w, severity="warning") for w in checker.warnings))
 
 
-class _Checker:
+class Checker:
     def __init__(self, project: LoadedProject, declared: Declared, doubtful: Collection[tuple[str, str]]) -> None:
         self.project, self.spec, self.declared = project, project.spec, declared
         self.doubtful = doubtful
@@ -111,7 +131,7 @@ class _Checker:
         self.problem(code, message, *steps, offset=offset, key=key)
         return False
 
-    def _sound(self, *sections: str) -> bool:
+    def sound(self, *sections: str) -> bool:
         """Whether no entry of these sections has a problem of its own."""
         return not any(section in sections for section, _ in self.doubtful)
 
@@ -138,8 +158,53 @@ class _Checker:
                 )
                 self.problem("wrong-connection", message, "ledger")
 
+    def entity(self, name: str, entity: Entity) -> None:
+        if entity.identity is None:
+            return
+        at, source = ("entities", name, "identity", "source"), entity.identity.source
+        if not self.known("sources", source, "a source", *at) or not self.sure("sources", source):
+            return
+        if self.spec.sources[source].sessions is not None:
+            message = (
+                f"'{source}' holds sessions, whose units are found with the identity; name the source of pairs of ids"
+            )
+            self.problem("wrong-source", message, *at)
+        elif entity.identity.lookback is not None and not self.spec.sources[source].timed:
+            message = f"source '{source}' has no time, so lookback cannot be applied; add time: COLUMN to it"
+            self.problem("no-time", message, *at)
+
+    def sessions(self, name: str, made: SessionsOf) -> None:
+        """Sessions are made of rows of another source, which have a time and a unit."""
+        at = ("sources", name, "sessions")
+        if made.entity is not None:
+            self.known_entity(made.entity, *at, "entity")
+        if not self.known("sources", made.of, "a source", *at, "of") or not self.sure("sources", made.of):
+            return
+        rows = self.spec.sources[made.of]
+        if rows.sessions is not None:
+            what = "this very source" if made.of == name else f"'{made.of}', which holds sessions itself"
+            self.problem("wrong-source", f"sessions are made of {what}; name a source of rows", *at, "of")
+            return
+        if not rows.timed:
+            message = (
+                f"source '{made.of}' has no time, so pauses between its rows are not known; add time: COLUMN to it"
+            )
+            self.problem("no-time", message, *at, "of")
+        entity = self.project.session_entity(self.spec.sources[name])
+        if entity is None:
+            if self.sound("defaults", "entities"):
+                message = f"whose sessions these are is not clear; add entity: NAME, which '{made.of}' maps"
+                self.problem("no-entity", message, *at, "of")
+        elif self.project.unit_column(rows, entity) is None and (made.entity is None or entity in self.entities):
+            message = (
+                f"source '{made.of}' does not say which column holds '{entity}'; add entity: {{{entity}: COLUMN}} to it"
+            )
+            self.problem("unmapped-entity", message, *at, "of")
+
     def source(self, steps: Steps, source: Source) -> None:
         """A source, or an assignment written in place."""
+        if source.sessions is not None:
+            self.sessions(str(steps[1]), source.sessions)
         for other in source.links:
             self.known("sources", other, "a source", *steps, "links", other, key=True)
         if source.connection is not None:
@@ -157,7 +222,7 @@ class _Checker:
             if usable:
                 message = f"several connections could be meant; add connection: {' or '.join(usable)}"
                 self.problem("no-connection", message, *steps, "table" if source.table is not None else "sql")
-            elif len(self.declared["connections"]) == len(self.spec.connections) and self._sound("connections"):
+            elif len(self.declared["connections"]) == len(self.spec.connections) and self.sound("connections"):
                 message = "no duckdb connection with a path is declared to read this from, such as connections: {main: {engine: duckdb, path: data/acme.duckdb}}"
                 self.problem("no-connection", message, *steps, "table" if source.table is not None else "sql")
 
@@ -171,7 +236,7 @@ class _Checker:
         for path, source in reads:
             self.known("sources", source, "a source", *steps, *path)
         timeless = [
-            source for _, source in reads if self.sure("sources", source) and self.spec.sources[source].time is None
+            source for _, source in reads if self.sure("sources", source) and not self.spec.sources[source].timed
         ]
         if metric.window is not None and timeless:
             message = (
@@ -195,7 +260,7 @@ class _Checker:
     def timeless(self, metric: str) -> str | None:
         """A source of the metric that is known to have no time, or None."""
         for _, source in sources_of(self.spec.metrics[metric]):
-            if self.sure("sources", source) and self.spec.sources[source].time is None:
+            if self.sure("sources", source) and not self.spec.sources[source].timed:
                 return source
         return None
 
@@ -232,8 +297,7 @@ class _Checker:
         self._listed(steps, experiment)
         self._named(name, experiment)
         self._arms(steps, experiment)
-        if _before(experiment.ends, experiment.starts, self.spec.timezone):
-            self.problem("bad-value", "'ends' comes before 'starts'", *steps, "ends")
+        self.in_order(experiment.starts, experiment.ends, *steps, "ends")
         if assignment.source is None:
             self.source((*steps, "assignment"), assignment)
         elif not self.known("sources", assignment.source, "a source", *steps, "assignment", "source"):
@@ -250,7 +314,7 @@ class _Checker:
             if assignment.file
             else "sql"
         )
-        if source.time is None and (source.one_row_per is None or experiment.period is not None):
+        if not source.timed and (source.one_row_per is None or experiment.period is not None):
             message = (
                 "rows of the assignment have no time, so which period of a switchback they belong to is not known;"
                 " add time: COLUMN"
@@ -261,7 +325,7 @@ class _Checker:
             self.problem("no-time", message, *steps, "assignment", at)
         entity = self.project.find_entity(name)
         if entity is None:
-            if not self._sound("defaults", "entities"):
+            if not self.sound("defaults", "entities"):
                 return
             own = sorted({*source.entity, *((source.one_row_per,) if source.one_row_per else ())})
             message = (
@@ -276,6 +340,10 @@ class _Checker:
         else:
             self._readable(name, experiment, entity)
             _CloserLook(self, name, experiment, entity).check()
+
+    def in_order(self, starts: datetime | None, ends: datetime | None, *at: Step) -> None:
+        if _before(ends, starts, self.spec.timezone):
+            self.problem("bad-value", "'ends' comes before 'starts'", *at)
 
     def source_sure(self, source: str | None) -> bool:
         return source is None or self.sure("sources", source)
@@ -298,7 +366,7 @@ class _Checker:
             inside = inside[:-1]
         return (section, name, *inside)
 
-    def _once(self, section: str, name: str, key: Steps, names: Iterable[str]) -> None:
+    def once(self, section: str, name: str, key: Steps, names: Iterable[str]) -> None:
         seen: set[str] = set()
         for index, item in enumerate(names):
             if item in seen:
@@ -316,9 +384,9 @@ class _Checker:
         if adjust is not None:
             for index, metric in enumerate(adjust.metrics):
                 self.known("metrics", metric, "a metric", *at("adjust", "metrics", index))
-            self._once("experiments", name, ("adjust", "metrics"), adjust.metrics)
-            self._once("experiments", name, ("adjust", "attributes"), adjust.attributes)
-        self._once("experiments", name, ("segments",), experiment.segments)
+            self.once("experiments", name, ("adjust", "metrics"), adjust.metrics)
+            self.once("experiments", name, ("adjust", "attributes"), adjust.attributes)
+        self.once("experiments", name, ("segments",), experiment.segments)
         if experiment.cluster is not None:
             self.known_entity(experiment.cluster, *at("cluster"))
         if experiment.trigger is not None:
@@ -331,7 +399,7 @@ class _Checker:
                 self.problem("bad-value", message, *at("interactions", index))
             else:
                 self.known("experiments", other, "an experiment", *at("interactions", index))
-        self._once("experiments", name, ("interactions",), experiment.interactions)
+        self.once("experiments", name, ("interactions",), experiment.interactions)
 
     def _listed(self, steps: Steps, experiment: Experiment) -> None:
         seen: dict[str, str] = {}
@@ -374,7 +442,7 @@ class _Checker:
                 if obstacle is not None:
                     message = f"'{metric}' cannot be read here: {obstacle.message}"
                     self.problem(obstacle.code, message, *self.place("experiments", name, inside))
-        if not uses and self._sound("sources", "metrics", "entities"):
+        if not uses and self.sound("sources", "metrics", "entities"):
             message = f"no metric can be read for the units of this experiment ({entity}); declare one under 'metrics'"
             if self.spec.metrics:
                 first = next(iter(self.spec.metrics))
@@ -393,7 +461,7 @@ class _Checker:
             if source == own or not self.sure("sources", source):
                 continue
             read = self.spec.sources[source]
-            if read.time is None and read.one_row_per is None:
+            if not read.timed and read.one_row_per is None:
                 message = (
                     f"rows of '{source}', which '{metric}' reads, have no time: those from before exposure count too;"
                     " add time: COLUMN to it (or one_row_per: ENTITY, where each unit has one row)"
@@ -417,13 +485,13 @@ class _Checker:
         for index, experiment in enumerate(programme.experiments):
             if self.known("experiments", experiment, "an experiment", *at("experiments", index)):
                 read.setdefault(experiment, at("experiments", index))
-        self._once("programmes", name, ("experiments",), programme.experiments)
+        self.once("programmes", name, ("experiments",), programme.experiments)
         for index, experiment in enumerate(programme.shipped or ()):
             if experiment not in programme.experiments:
                 near = hint(experiment, programme.experiments) or "; name it there too"
                 message = f"{shown(experiment)} is not among the experiments of this programme{near}"
                 self.problem("unknown-experiment", message, *at("shipped", index))
-        self._once("programmes", name, ("shipped",), programme.shipped or ())
+        self.once("programmes", name, ("shipped",), programme.shipped or ())
         holdout = programme.holdout
         if holdout is not None and self.known("experiments", holdout, "an experiment", *at("holdout")):
             if holdout in programme.experiments:
@@ -455,17 +523,11 @@ class _Checker:
     # ------------------------------------------------------------ claims and reports
 
     def claim(self, name: str, claim: Claim) -> None:
-        from payoff.spec.amount import AmountError, PopulationOf, ValueOf, VolumeOf, parse
+        from payoff.spec.amount import AmountError, Attributed, PopulationOf, ValueOf, VolumeOf, parse
 
         steps = ("claims", name)
-        exact = steps not in self.doubtful
-        seen: set[str] = set()
-        for index, evidence in enumerate(claim.evidence):
-            at = (*steps, "evidence", *((index,) if exact else ()))
-            self.known("experiments", evidence, "an experiment", *at)
-            if evidence in seen:
-                self.problem("evidence-twice", f"'{evidence}' stands twice in evidence; name it once", *at)
-            seen.add(evidence)
+        for key in ("evidence", "compare"):
+            self._evidence(name, key, getattr(claim, key))
         at = (*steps, "amount")
         try:
             amount = parse(claim.amount)
@@ -480,15 +542,74 @@ class _Checker:
             elif isinstance(part, VolumeOf):
                 if self.known("sources", part.source, "a source", *at, offset=part.offset):
                     source = self.spec.sources.get(part.source)
-                    if source is not None and source.time is None and self.sure("sources", part.source):
+                    if source is not None and not source.timed and self.sure("sources", part.source):
                         message = f"source '{part.source}' has no time, so its rows over a period cannot be counted; add time: COLUMN to it"
                         self.problem("no-time", message, *at, offset=part.offset)
+            elif isinstance(part, Attributed):
+                if self.known("attribution", part.name, "an attribution", *at, offset=part.offset):
+                    self._attributed(claim, part, at)
             elif self.known("metrics", part.metric, "a metric", *at, offset=part.offset):
                 self._effect(claim, part, at)
 
+    def _evidence(self, name: str, key: str, listed: Iterable[str]) -> None:
+        """Experiments by their name, attributions as ``attribution.NAME``, each once."""
+        exact = ("claims", name) not in self.doubtful
+        seen: set[str] = set()
+        for index, evidence in enumerate(listed):
+            at = ("claims", name, key, *((index,) if exact else ()))
+            section, dot, inner = evidence.partition(".")
+            if dot:
+                self.known("attribution", inner, "an attribution", *at, offset=len(section) + 1)
+            elif evidence in self.declared["attribution"] and evidence not in self.declared["experiments"]:
+                message = f"'{evidence}' is an attribution, and evidence of one is written attribution.{evidence}"
+                self.problem("unknown-experiment", message, *at)
+            else:
+                self.known("experiments", evidence, "an experiment", *at)
+            if evidence in seen:
+                self.problem("evidence-twice", f"'{evidence}' stands twice in {key}; name it once", *at)
+            seen.add(evidence)
+
+    def _attributed(self, claim: Claim, part: Attributed, at: Steps) -> None:
+        """Credit that an attribution among the evidence gives, by one of its models, over one window and conversion."""
+
+        def problem(code: str, message: str) -> None:
+            self.problem(code, message, *at, offset=part.offset)
+
+        if f"attribution.{part.name}" not in claim.evidence:
+            problem(
+                "unmeasured-metric",
+                f"attribution '{part.name}' is no evidence of this claim; add attribution.{part.name} to it",
+            )
+        if not self.sure("attribution", part.name):
+            return
+        declared = self.spec.attribution[part.name]
+        models = dict(zip(model_names(declared.models), declared.models, strict=True))
+        if part.model not in models:
+            known = hint(part.model, models) or f"; its models are {', '.join(map(_arm, models))}"
+            problem("unknown-model", f"{shown(part.model)} is not a model of attribution '{part.name}'{known}")
+        elif models[part.model].kind == "participation" and part.touchpoint is None:
+            problem(
+                "wrong-model",
+                "participation credits a conversion to every touchpoint on its path, so its credit has no total; name a touchpoint",
+            )
+        if part.touchpoint is not None and part.touchpoint not in declared.touchpoints:
+            split = [t for t in declared.touchpoints if t in self.spec.touchpoints and self.spec.touchpoints[t].by]
+            if not split and self.sure("touchpoints", *declared.touchpoints):
+                known = hint(part.touchpoint, declared.touchpoints) or f"; they are {', '.join(declared.touchpoints)}"
+                problem(
+                    "unknown-touchpoint",
+                    f"{shown(part.touchpoint)} is not a touchpoint of attribution '{part.name}'{known}",
+                )
+        several = "windows" if len(declared.window) > 1 else "conversions" if len(declared.outcomes) > 1 else None
+        if several is not None:
+            problem(
+                "amount",
+                f"attribution '{part.name}' has several {several}, and an amount reads one; declare an attribution with one of them for this claim",
+            )
+
     def _effect(self, claim: Claim, effect: Effect, at: Steps) -> None:
         """Some evidence measures the effect, and the arm it names is one there is."""
-        evidence = claim.evidence
+        evidence = [name for name in claim.evidence if "." not in name]
         if self.sure("metrics", effect.metric) and self.spec.metrics[effect.metric].kind == "quantile":
             message = f"'{effect.metric}' is a quantile metric, and effects on a quantile do not add up to an amount"
             self.problem("wrong-metric", message, *at, offset=effect.offset)
@@ -499,6 +620,10 @@ class _Checker:
         if not all(self.source_sure(assignment.source) for assignment in assigned):
             return
         measured = [name for name in evidence if effect.metric in {use.metric for use in self.project.metrics_of(name)}]
+        if not evidence:
+            message = f"an effect comes from an experiment, and this claim's evidence is attributed only; write attributed({claim.evidence[0].partition('.')[2]}, MODEL), or add an experiment"
+            self.problem("unmeasured-metric", message, *at, offset=effect.offset)
+            return
         if not measured:
             message = f"no evidence of this claim measures '{effect.metric}'; add it to the metrics of {' or '.join(evidence)}"
             self.problem("unmeasured-metric", message, *at, offset=effect.offset)
@@ -529,30 +654,19 @@ class _Checker:
     def shown_entry(self, report: str, index: int, entry: str) -> None:
         exact = ("reports", report) not in self.doubtful
         at = ("reports", report, "show", *((index,) if exact else ()))
-        match = re.fullmatch(r"(claims|experiments|programmes|metrics)\.(.+)", entry)
-        if match is None:
-            section = entry.split(".", maxsplit=1)[0]
-            near = hint(section, ("claims", "experiments", "programmes", "metrics")) if "." in entry else ""
-            message = f"{shown(entry)} cannot be shown in this version{near}"
-            self.problem(
-                "unknown-entry",
-                message + ("" if near else "; name claims.X, experiments.X, programmes.X or metrics.X"),
-                *at,
-            )
+        section, dot, name = entry.partition(".")
+        if section not in SHOWN or not name:
+            near = hint(section, SHOWN) if dot else ""
+            rest = "" if near else f"; name {_series(f'{s}.X' for s in SHOWN)}"
+            self.problem("unknown-entry", f"{shown(entry)} cannot be shown in this version{near}{rest}", *at)
             return
-        called = {
-            "claims": "a claim",
-            "experiments": "an experiment",
-            "programmes": "a programme",
-            "metrics": "a metric",
-        }[match[1]]
-        self.known(match[1], match[2], called, *at, offset=len(match[1]) + 1)
+        self.known(section, name, SHOWN[section], *at, offset=len(section) + 1)
 
 
 class _CloserLook:
     """What an experiment asks for besides its effects can be read: its assignment and its metrics are sound by themselves."""
 
-    def __init__(self, checker: _Checker, name: str, experiment: Experiment, entity: str) -> None:
+    def __init__(self, checker: Checker, name: str, experiment: Experiment, entity: str) -> None:
         self.checker, self.name, self.experiment, self.entity = checker, name, experiment, entity
         self.project, self.spec = checker.project, checker.spec
         self.own, self.source = self.project.source_of(name)
@@ -576,10 +690,10 @@ class _CloserLook:
 
     def _timed(self, why: str, *inside: Step) -> bool:
         """Whether exposures have a time; a problem where they have none."""
-        if self.source.time is None:
+        if not self.source.timed:
             message = f"rows of the assignment have no time, so {why}; add time: COLUMN to {self._called()}"
             self.problem("no-time", message, *inside)
-        return self.source.time is not None
+        return self.source.timed
 
     def _called(self) -> str:
         return f"source '{self.own}'" if self.experiment.assignment.source is not None else "the assignment"
@@ -616,7 +730,7 @@ class _CloserLook:
             )
             self.problem("unmapped-entity", message, "cluster")
         if trigger is not None and self.checker.sure("sources", trigger.source):
-            if self.spec.sources[trigger.source].time is None:
+            if not self.spec.sources[trigger.source].timed:
                 message = f"source '{trigger.source}' has no time, so which rows came after assignment is not known; add time: COLUMN to it"
                 self.problem("no-time", message, "trigger", "source")
             if self._timed("what came after assignment is not known", "trigger"):
@@ -674,7 +788,7 @@ class _CloserLook:
                 if origin is not None and not self.checker.sure("sources", origin):
                     continue
                 if origin is None or self._joined(origin, *inside):
-                    dated = origin is not None and self.spec.sources[origin].time is not None
+                    dated = origin is not None and self.spec.sources[origin].timed
                     if attribute.since is not None or dated:
                         self._timed(f"what '{name}' was at exposure is not known", *inside)
             classes = attribute.column is not None or attribute.cuts or attribute.quantiles
@@ -749,7 +863,7 @@ class _CloserLook:
         if paths is None or not self.checker.sure("sources", paths.within):
             return
         self._joined(paths.within, "cannibalisation", "within")
-        if self.source.time is not None and self.spec.sources[paths.within].time is None:
+        if self.source.timed and not self.spec.sources[paths.within].timed:
             message = f"source '{paths.within}' has no time, so its rows before exposure would count too; add time: COLUMN to it"
             self.problem("no-time", message, "cannibalisation", "within")
 
