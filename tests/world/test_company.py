@@ -46,6 +46,16 @@ SCHEMAS = {
     ],
     "email_opens": [("open_id", TEXT), ("send_id", TEXT), ("user_id", TEXT), ("opened_at", TIME), ("mail_client", TEXT)],
     "email_clicks": [("click_id", TEXT), ("send_id", TEXT), ("user_id", TEXT), ("clicked_at", TIME)],
+    "touches": [
+        ("touch_id", TEXT), ("any_id", TEXT), ("touched_at", TIME), ("surface", TEXT), ("position", pa.int8()), ("variant", TEXT),
+        ("campaign", TEXT), ("spend", pa.float64()),
+    ],
+    "page_views": [
+        ("view_id", TEXT), ("any_id", TEXT), ("viewed_at", TIME), ("page", TEXT), ("utm_source", TEXT), ("utm_medium", TEXT),
+    ],
+    "carts": [("cart_id", TEXT), ("any_id", TEXT), ("added_at", TIME), ("value", pa.float64())],
+    "checkouts": [("checkout_id", TEXT), ("cart_id", TEXT), ("user_id", TEXT), ("started_at", TIME)],
+    "identifies": [("identify_id", TEXT), ("t", TIME), ("user_id", TEXT), ("anonymous_id", TEXT), ("device_id", TEXT)],
 }  # fmt: skip
 
 
@@ -361,6 +371,9 @@ def test_schemas_are_stable_and_hold_nothing_but_what_a_company_records(medium: 
         name: list(zip(t.schema.names, t.schema.types, strict=True)) for name, t in medium.tables.items()
     } == SCHEMAS
     nullable = {("orders", "session_id"), ("orders", "last_touch_variant")}  # e-mail orders; nothing clicked
+    nullable |= {("touches", column) for column in ("position", "variant", "campaign", "spend")}  # not of every kind
+    nullable |= {("page_views", "utm_source"), ("page_views", "utm_medium")}  # direct, or not the first page
+    nullable |= {("identifies", "anonymous_id")}  # an app has no cookie
     for name, table in medium.tables.items():
         assert table.schema.metadata is None
         for column in table.schema.names:
@@ -380,7 +393,7 @@ def test_customers_left_alone_are_the_same_whatever_the_effect() -> None:
         assert len(alone) > 20
         out: dict[str, list[dict[str, Any]]] = {"who": [{"alone": sorted(alone)}]}
         for name, table in tables.items():
-            key = "customer_id" if name == "customers" else "user_id"
+            key = next(c for c in ("customer_id", "user_id", "any_id") if c in table.schema.names)
             # ids are numbers in order of time (tested below); all else must be equal
             keep = [c for c in table.schema.names if c == key or not c.endswith("_id")]
             out[name] = [row for row in table.select(keep).to_pylist() if row[key] in alone]
@@ -421,7 +434,8 @@ def test_tables_refer_to_one_another_and_to_the_period(medium: Any) -> None:
             assert pc.all(pc.greater(later, tables[parent][parent_time].take(rows))).as_py(), (name, key)
     for name in set(tables) - {"customers"}:
         at = next(tables[name][c] for c, kind in SCHEMAS[name] if kind == TIME).to_numpy()
-        assert at.min() >= (start if name in ("exposures", "site_clicks") else origin), name
+        first = {"exposures": start, "site_clicks": start, "page_views": end - np.timedelta64(90, "D")}
+        assert at.min() >= first.get(name, origin), name
         assert at.max() < end, name
     rows_of = pc.value_counts(tables["exposures"]["user_id"])
     assert pc.mean(rows_of.field("counts")).as_py() > 3

@@ -15,7 +15,8 @@ last-touch attribution books to it would have come without it.
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from collections.abc import Collection
+from dataclasses import asdict, dataclass, replace
 from datetime import date
 from typing import Any, Final, Literal, TypedDict, cast
 
@@ -25,17 +26,24 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from payoff.errors import UsageError, did_you_mean
+from payoff.world import journeys
+from payoff.world.columns import (
+    DAY,
+    HOUR,
+    MINUTE,
+    SECOND,
+    BoolArray,
+    FloatArray,
+    IntArray,
+    Rows,
+    ids,
+    labels,
+    span,
+    times,
+    wait,
+)
+from payoff.world.journeys import PAID, SURFACES, TOUCHES, Seen, Visits, Ways, draw
 
-BoolArray = NDArray[np.bool_]
-FloatArray = NDArray[np.float64]
-IntArray = NDArray[np.int64]
-Rows = dict[str, NDArray[Any]]
-"""One table as columns: customers and sessions by position, times in microseconds since the epoch."""
-
-SECOND: Final = 1_000_000
-MINUTE: Final = 60 * SECOND
-HOUR: Final = 60 * MINUTE
-DAY: Final = 24 * HOUR
 NEVER: Final = np.iinfo(np.int64).max // 4
 
 HISTORY_DAYS: Final = 30
@@ -66,8 +74,6 @@ WINDOWS: Final[dict[str, dict[str, int]]] = {
 TREATMENT: Final = {"first_name_subject": "first_name", "global_holdout": "personalised"}
 CONTROL: Final = "generic"
 
-SURFACES: Final = ("home", "search", "recs")
-TOUCHES: Final = (*SURFACES, "direct", "email")
 DISCOVERY: Final = ("browse", "search", "recommendations", "browse", "email")
 
 # What the treatments add, on the logit scale, at effect = 1. Clicks move a lot, purchases little.
@@ -77,6 +83,25 @@ RETURN_LIFT: Final = 0.06
 OPEN_LIFT: Final = 0.25
 MAIL_CLICK_LIFT: Final = -0.05
 UNSUBSCRIBE_LIFT: Final = 0.10
+
+TOUCHPOINTS: Final = {
+    "home": "home",
+    "search": "search",
+    "recommendations": "recs",
+    "paid_social": "paid_social",
+    "email": "email",
+    "direct": "direct",
+}
+"""Touchpoints by the names of the definitions, and what the log calls them."""
+WORTH: Final = {"home": 0.06, "search": 0.55, "recs": 0.12, "paid_social": 0.10}
+"""What using a surface, or an advertisement of the last week, adds to the wish to buy: it is gone when the touchpoint is."""
+EMAIL_NEEDED: Final = 0.4
+"""The share of e-mail orders that would not have been placed without the e-mail."""
+PERSONAL_SHARE: Final = {"home": 0.2, "search": 0.3, "recs": 0.5}
+"""How what personalisation adds to a visit is made up, among the surfaces that the visit was shown."""
+CART_EASE: Final = 1.3
+CHECKOUT_EASE: Final = 0.55
+"""How much less it takes to fill a cart, and to begin a checkout, than to order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,6 +202,8 @@ class _Latent:
     served: BoolArray
     shown_at: dict[str, IntArray]
     shown: dict[str, BoolArray]
+    visits: Visits
+    ways: Ways
     click_score: dict[str, FloatArray]
     buy_score: FloatArray
     return_score: FloatArray
@@ -205,18 +232,8 @@ class _Latent:
         return len(self.signed_up)
 
 
-def _span(rng: np.random.Generator, low: float, high: float, shape: int | tuple[int, int]) -> IntArray:
-    """Whole microseconds, uniform in [low, high)."""
-    return rng.integers(int(low), int(high), shape)
-
-
-def _wait(rng: np.random.Generator, least: int, mean: float, shape: int | tuple[int, int]) -> IntArray:
-    """Whole microseconds: ``least`` and then an exponential wait."""
-    return least + (rng.standard_exponential(shape) * mean).astype(np.int64)
-
-
 def _draw(world: World) -> _Latent:
-    people, visits, mail = (np.random.default_rng(s) for s in np.random.SeedSequence(world.seed).spawn(3))
+    people, visits, mail, doors = (np.random.default_rng(s) for s in np.random.SeedSequence(world.seed).spawn(4))
     n, start = world.customers, _micros(world.start)
     origin, end = start - HISTORY_DAYS * DAY, start + world.days * DAY
 
@@ -226,8 +243,8 @@ def _draw(world: World) -> _Latent:
     joins = people.random(n) < 0.2
     signed_up = np.where(
         joins,
-        _span(people, origin, start + 0.4 * world.days * DAY, n),
-        _span(people, origin - 3 * 365 * DAY, origin, n),
+        span(people, origin, start + 0.4 * world.days * DAY, n),
+        span(people, origin - 3 * 365 * DAY, origin, n),
     )
     seen_value = value * np.exp(0.3 * people.standard_normal(n))  # a tier knows the value only roughly
     tier = np.searchsorted(np.quantile(seen_value, [0.5, 0.9]), seen_value)
@@ -244,20 +261,24 @@ def _draw(world: World) -> _Latent:
     by_time = np.argsort(started, kind="stable")
     user, started = user[by_time], started[by_time]
     intent = 0.7 * demand[user] + 0.9 * visits.standard_normal(s)
-    shown_at = {"home": started + _span(visits, SECOND, 3 * SECOND, s)}
-    shown_at["search"] = shown_at["home"] + _span(visits, 10 * SECOND, 60 * SECOND, s)
-    shown_at["recs"] = shown_at["search"] + _span(visits, 10 * SECOND, 120 * SECOND, s)
-    ordered = shown_at["recs"] + _span(visits, 2 * MINUTE, 30 * MINUTE, s)
+    shown_at = {"home": started + span(visits, SECOND, 3 * SECOND, s)}
+    shown_at["search"] = shown_at["home"] + span(visits, 10 * SECOND, 60 * SECOND, s)
+    shown_at["recs"] = shown_at["search"] + span(visits, 10 * SECOND, 120 * SECOND, s)
+    ordered = shown_at["recs"] + span(visits, 2 * MINUTE, 30 * MINUTE, s)
     base = {"home": -1.3 + 0.6 * intent, "search": -0.4 + 0.7 * intent, "recs": -1.3 + 0.9 * intent}
 
     mailed = np.flatnonzero(opted_in & (signed_up < start + MAIL_DAYS * DAY))
     mailings = start + 9 * HOUR + np.arange(MAIL_DAYS, world.days, MAIL_DAYS) * DAY
     shape = (len(mailed), len(mailings))
     warmth = demand[mailed, None]
-    sent = mailings + _span(mail, 0, 2 * HOUR, shape)
-    opened_at = sent + _wait(mail, MINUTE, 3 * HOUR, shape)
-    mail_clicked_at = opened_at + _span(mail, 5 * SECOND, 3 * MINUTE, shape)
+    sent = mailings + span(mail, 0, 2 * HOUR, shape)
+    opened_at = sent + wait(mail, MINUTE, 3 * HOUR, shape)
+    mail_clicked_at = opened_at + span(mail, 5 * SECOND, 3 * MINUTE, shape)
 
+    device = np.searchsorted([0.55, 0.92], visits.random(s))
+    travelled = Visits(
+        signed_up, user, started, device, intent, shown_at["recs"], ordered, origin, start, end, mailings=shape
+    )
     return _Latent(
         world=world,
         lift=0.0 if world.null else world.effect,
@@ -271,16 +292,18 @@ def _draw(world: World) -> _Latent:
         subject=subject,
         user=user,
         started=started,
-        device=np.searchsorted([0.55, 0.92], visits.random(s)),
+        device=device,
         # the personalisation service knows nobody in their first three days, and now and then fails to answer
         served=(visits.random(s) < 0.96) & (started - signed_up[user] > 3 * DAY) & (started >= start),
         shown_at=shown_at,
+        visits=travelled,
+        ways=draw(doors, travelled),
         shown={"home": np.ones(s, bool), "search": visits.random(s) < 0.45, "recs": visits.random(s) < 0.75},
         click_score={surface: base[surface] - visits.logistic(size=s) for surface in SURFACES},
         buy_score=-2.2 + 1.0 * intent - visits.logistic(size=s),
         return_score=-2.4 - visits.logistic(size=s),
         ordered=ordered,
-        returned=ordered + _wait(visits, 2 * DAY, 8 * DAY, s),
+        returned=ordered + wait(visits, 2 * DAY, 8 * DAY, s),
         amount=np.round(value[user] * np.exp(0.35 * visits.standard_normal(s) - 0.35**2 / 2), 2) + 1.0,
         margin=np.round(0.20 + 0.30 * visits.random(s), 3),
         mailed=mailed,
@@ -288,12 +311,12 @@ def _draw(world: World) -> _Latent:
         apple=mail.random(len(mailed)) < 0.45,
         open_score=-1.25 + 0.35 * warmth - mail.logistic(size=shape),
         prefetched=mail.random(shape) < 0.95,
-        prefetched_at=sent + _span(mail, 20 * SECOND, 15 * MINUTE, shape),
+        prefetched_at=sent + span(mail, 20 * SECOND, 15 * MINUTE, shape),
         opened_at=opened_at,
         mail_click_score=-1.6 + 0.5 * warmth - mail.logistic(size=shape),
         mail_clicked_at=mail_clicked_at,
         mail_buy_score=-2.2 + 0.5 * warmth - mail.logistic(size=shape),
-        mail_ordered=mail_clicked_at + _wait(mail, 3 * MINUTE, 1.5 * HOUR, shape),
+        mail_ordered=mail_clicked_at + wait(mail, 3 * MINUTE, 1.5 * HOUR, shape),
         mail_amount=np.round(value[mailed, None] * np.exp(0.35 * mail.standard_normal(shape) - 0.35**2 / 2), 2) + 1.0,
         mail_margin=np.round(0.20 + 0.30 * mail.random(shape), 3),
         unsubscribe_score=-5.3 - mail.logistic(size=shape),
@@ -303,40 +326,102 @@ def _draw(world: World) -> _Latent:
 # ---------------------------------------------------------------- one potential world
 
 
-def _events(latent: _Latent, personalised: BoolArray, first_name: BoolArray) -> dict[str, Rows]:
-    """What happens when ``personalised`` (n,) and ``first_name`` (n,) say who is treated. Events after the end are unseen."""
-    on = latent.lift * (personalised[latent.user] & latent.served)
-    clicked = {
-        surface: latent.shown[surface] & (latent.click_score[surface] + CLICK_LIFT[surface] * on > 0)
-        for surface in SURFACES
-    }
-    bought = np.flatnonzero((latent.buy_score + BUY_LIFT * on > 0) & (latent.ordered < latent.end))
-    touch = np.full(len(bought), TOUCHES.index("direct"))
-    for code, surface in enumerate(SURFACES):  # surfaces are shown in this order, so the last one clicked stays
-        touch[clicked[surface][bought]] = code
+@dataclass(frozen=True, slots=True)
+class _Setting:
+    """A potential world: who is treated (n,), which touchpoints do not happen, and which surfaces show everybody generic pages.
 
-    treated = first_name[latent.mailed, None] * latent.lift
+    ``off`` and ``plain`` hold names as in the log of touches.
+    """
+
+    personalised: BoolArray
+    first_name: BoolArray
+    off: frozenset[str] = frozenset()
+    plain: frozenset[str] = frozenset()
+
+
+def _personal(latent: _Latent, setting: _Setting, surface: str) -> BoolArray:
+    """(s,) visits to which ``surface`` shows something personal."""
+    if surface in setting.plain:
+        return np.zeros(len(latent.user), bool)
+    return setting.personalised[latent.user] & latent.served
+
+
+def _wish(latent: _Latent, setting: _Setting) -> tuple[FloatArray, FloatArray]:
+    """The (s,) score that buys, and the (s,) strength of what personalisation is left.
+
+    The score drawn is that of a company with all its touchpoints, so what is off takes its worth away: that of a surface from
+    the visits that would have used its generic form. (Whoever clicks only because the page is personal does not need the page.)
+    """
+    on: FloatArray = np.where(setting.personalised[latent.user] & latent.served, latent.lift, 0.0)
+    gone = (setting.off | setting.plain) & set(SURFACES)
+    if gone:
+        nothing: FloatArray = np.zeros(len(on))
+        whole = sum((PERSONAL_SHARE[f] * latent.shown[f] for f in SURFACES), nothing)
+        left = sum((PERSONAL_SHARE[f] * latent.shown[f] for f in SURFACES if f not in gone), nothing)
+        on = on * left / whole
+    score: FloatArray = latent.buy_score + BUY_LIFT * on
+    for surface in SURFACES:
+        if surface in setting.off:
+            score = score - latent.lift * WORTH[surface] * (latent.shown[surface] & (latent.click_score[surface] > 0))
+    if "paid_social" in setting.off:
+        score = score - latent.lift * WORTH["paid_social"] * latent.ways.primed
+    return score, on
+
+
+def _mail(latent: _Latent, setting: _Setting) -> dict[str, BoolArray]:
+    """What becomes of every e-mail, (m, e-mails) each: who leaves, is written to, reads with interest, clicks, buys."""
+    treated = setting.first_name[latent.mailed, None] * latent.lift
     leaves = latent.unsubscribe_score + UNSUBSCRIBE_LIFT * treated > 0
     gets: BoolArray = np.cumsum(leaves, axis=1) - leaves == 0  # nobody is written to after unsubscribing
     interested = gets & (latent.open_score + OPEN_LIFT * treated > 0)
-    prefetched = gets & latent.prefetched & latent.apple[:, None]
-    # the proxy of a private mail client fetches once, at delivery; a person's own opening is then not seen
-    opened_at = np.where(prefetched, latent.prefetched_at, latent.opened_at)
-    opens = (interested | prefetched) & (opened_at < latent.end)
     clicks = (
         interested & (latent.mail_click_score + MAIL_CLICK_LIFT * treated > 0) & (latent.mail_clicked_at < latent.end)
     )
     buys = clicks & (latent.mail_buy_score > 0) & (latent.mail_ordered < latent.end)
+    if "email" in setting.off:  # orders that did not need the e-mail are placed all the same
+        buys &= latent.ways.needless >= EMAIL_NEEDED * latent.lift
+        leaves, gets, interested, clicks = (np.zeros_like(gets) for _ in range(4))
+    return {"leaves": leaves, "gets": gets, "interested": interested, "clicks": clicks, "buys": buys}
 
-    row, _ = np.nonzero(buys)
-    orders = {
+
+def _clicked(latent: _Latent, setting: _Setting) -> dict[str, BoolArray]:
+    """(s,) which visits click on each surface."""
+    out = {}
+    for surface in SURFACES:
+        lift = CLICK_LIFT[surface] * latent.lift * _personal(latent, setting, surface)
+        shown = latent.shown[surface] & (surface not in setting.off)
+        out[surface] = shown & (latent.click_score[surface] + lift > 0)
+    return out
+
+
+def _orders(latent: _Latent, score: FloatArray, mailed: BoolArray, clicked: dict[str, BoolArray], by_mail: str) -> Rows:
+    """Orders of visits (in order of session) and then of e-mails, with the last of ``clicked`` before each."""
+    bought = np.flatnonzero((score > 0) & (latent.ordered < latent.end))
+    touch = np.full(len(bought), TOUCHES.index("direct"))
+    for surface, visits in clicked.items():  # surfaces are shown in this order, so the last one clicked stays
+        touch[visits[bought]] = SURFACES.index(surface)
+    row, _ = np.nonzero(mailed)
+    return {
         "user": np.concatenate([latent.user[bought], latent.mailed[row]]),
         "session": np.concatenate([bought, np.full(len(row), -1)]),
-        "time": np.concatenate([latent.ordered[bought], latent.mail_ordered[buys]]),
-        "amount": np.concatenate([latent.amount[bought], latent.mail_amount[buys]]),
-        "margin_rate": np.concatenate([latent.margin[bought], latent.mail_margin[buys]]),
-        "touch": np.concatenate([touch, np.full(len(row), TOUCHES.index("email"))]),
+        "time": np.concatenate([latent.ordered[bought], latent.mail_ordered[mailed]]),
+        "amount": np.concatenate([latent.amount[bought], latent.mail_amount[mailed]]),
+        "margin_rate": np.concatenate([latent.margin[bought], latent.mail_margin[mailed]]),
+        "touch": np.concatenate([touch, np.full(len(row), TOUCHES.index(by_mail))]),
     }
+
+
+def _events(latent: _Latent, setting: _Setting) -> dict[str, Rows]:
+    """What happens in one potential world. Events after the end are unseen."""
+    score, on = _wish(latent, setting)
+    clicked, mail = _clicked(latent, setting), _mail(latent, setting)
+    orders = _orders(latent, score, mail["buys"], clicked, "direct" if "email" in setting.off else "email")
+    bought = orders["session"][orders["session"] >= 0]
+    gets, clicks = mail["gets"], mail["clicks"]
+    prefetched = gets & latent.prefetched & latent.apple[:, None]
+    # the proxy of a private mail client fetches once, at delivery; a person's own opening is then not seen
+    opened_at = np.where(prefetched, latent.prefetched_at, latent.opened_at)
+    opens = (mail["interested"] | prefetched) & (opened_at < latent.end)
     back = np.flatnonzero(
         (latent.return_score[bought] + RETURN_LIFT * on[bought] > 0) & (latent.returned[bought] < latent.end)
     )
@@ -347,25 +432,30 @@ def _events(latent: _Latent, personalised: BoolArray, first_name: BoolArray) -> 
         "amount": latent.amount[bought[back]],
     }
 
-    logged = latent.started >= latent.start  # before the start nothing was personalised and exposures were not logged
-    each = [np.flatnonzero(logged & clicked[surface]) for surface in SURFACES]
+    each = [np.flatnonzero(clicked[surface]) for surface in SURFACES]
     at = np.concatenate([latent.shown_at[f][i] + 3 * SECOND for f, i in zip(SURFACES, each, strict=True)])
     session = np.concatenate(each)
     surface_code = np.repeat(np.arange(len(SURFACES)), [len(i) for i in each])
+    personal = np.concatenate([_personal(latent, setting, f)[i] for f, i in zip(SURFACES, each, strict=True)])
     seen = at < latent.end
+    used = {"session": session, "surface": surface_code, "time": at, "personal": personal}
+    # before the start nothing was personalised, and exposures and the clicks on them were not logged
+    logged = seen & (latent.started[session] >= latent.start)
     site_clicks = {
-        "session": session[seen],
-        "user": latent.user[session[seen]],
-        "time": at[seen],
-        "surface": surface_code[seen],
+        "session": session[logged],
+        "user": latent.user[session[logged]],
+        "time": at[logged],
+        "surface": surface_code[logged],
     }
+    filled = np.flatnonzero((score + CART_EASE > 0) & (latent.ways.cart_at < latent.end))
+    begun = np.flatnonzero((score + CHECKOUT_EASE > 0) & (latent.ways.checkout_at < latent.end))
 
     send_row, _ = np.nonzero(gets)
     send_number: IntArray = np.cumsum(gets.ravel()).reshape(gets.shape) - 1
     sends = {
         "user": latent.mailed[send_row],
         "time": latent.sent[gets],
-        "unsubscribed": leaves[gets],
+        "unsubscribed": mail["leaves"][gets],
     }
     open_row, _ = np.nonzero(opens)
     click_row, _ = np.nonzero(clicks)
@@ -373,6 +463,9 @@ def _events(latent: _Latent, personalised: BoolArray, first_name: BoolArray) -> 
         "orders": orders,
         "returns": returns,
         "site_clicks": site_clicks,
+        "used": {name: column[seen] for name, column in used.items()},
+        "carts": {"session": filled, "time": latent.ways.cart_at[filled], "amount": latent.amount[filled]},
+        "checkouts": {"session": begun, "time": latent.ways.checkout_at[begun]},
         "email_sends": sends,
         "email_opens": {
             "send": send_number[opens],
@@ -463,12 +556,12 @@ def _truth(latent: _Latent, observed: dict[str, Rows], exposed: dict[str, IntArr
     everyone, nobody = np.ones(latent.n, bool), np.zeros(latent.n, bool)
     worlds = {
         "global_holdout": (
-            _events(latent, everyone, latent.subject),
-            _events(latent, nobody, latent.subject),
+            _events(latent, _Setting(everyone, latent.subject)),
+            _events(latent, _Setting(nobody, latent.subject)),
         ),
         "first_name_subject": (
-            _events(latent, latent.global_arm, everyone),
-            _events(latent, latent.global_arm, nobody),
+            _events(latent, _Setting(latent.global_arm, everyone)),
+            _events(latent, _Setting(latent.global_arm, nobody)),
         ),
     }
     experiments: dict[str, Any] = {}
@@ -487,7 +580,7 @@ def _truth(latent: _Latent, observed: dict[str, Rows], exposed: dict[str, IntArr
         }
 
     orders = observed["orders"]
-    credited = _last_touch_personalised(latent, orders, latent.global_arm)
+    credited = _last_touch_personalised(latent, orders, _Setting(latent.global_arm, latent.subject))
     attributed = float(orders["amount"][credited].sum())
 
     def revenue(events: dict[str, Rows]) -> float:
@@ -504,48 +597,70 @@ def _truth(latent: _Latent, observed: dict[str, Rows], exposed: dict[str, IntArr
         "last_touch_attributed_revenue": attributed,
         "true_incremental_revenue": incremental,
         "attributed_over_true": attributed / incremental if incremental != 0 else None,
+        **_worth_of_touchpoints(latent),
     }
 
 
-def _last_touch_personalised(latent: _Latent, orders: Rows, personalised: BoolArray) -> BoolArray:
+def _worth_of_touchpoints(latent: _Latent) -> dict[str, Any]:
+    """What each touchpoint, and its personalisation, really brought after the start: what happened less what happens without.
+
+    ``touchpoints`` by name, and ``together``: what several bring at once, beside the sum of what each brings alone. The two
+    differ, because whoever would have bought for either of two reasons is lost only when both are gone.
+    """
+    observed = _Setting(latent.global_arm, latent.subject)
+
+    def total(setting: _Setting) -> dict[str, float]:
+        rows = _orders(latent, _wish(latent, setting)[0], _mail(latent, setting)["buys"], {}, "email")
+        counted = rows["time"] >= latent.start
+        amount = rows["amount"][counted]
+        margin = float((amount * rows["margin_rate"][counted]).sum())
+        return {"conversions": float(counted.sum()), "revenue": float(amount.sum()), "margin": margin}
+
+    def less(setting: _Setting) -> dict[str, float]:
+        without = total(setting)
+        return {key: whole[key] - without[key] for key in whole}
+
+    def summed(parts: list[dict[str, float]]) -> dict[str, float]:
+        return {key: sum(part[key] for part in parts) for key in whole}
+
+    whole = total(observed)
+    each: dict[str, Any] = {name: less(replace(observed, off=frozenset({f}))) for name, f in TOUCHPOINTS.items()}
+    personal = {name: less(replace(observed, plain=frozenset({f}))) for name, f in TOUCHPOINTS.items() if f in SURFACES}
+    clicked = (latent.ways.arrival == PAID) & (latent.started >= latent.start)
+    together = {
+        "observed": whole,
+        "touchpoints": less(replace(observed, off=frozenset(TOUCHPOINTS.values()))),
+        "touchpoints_one_by_one": summed(list(each.values())),
+        "personalised": less(replace(observed, plain=frozenset(SURFACES))),
+        "personalised_one_by_one": summed(list(personal.values())),
+    }
+    touchpoints = {name: dict(told) for name, told in each.items()}
+    for name, told in personal.items():
+        touchpoints[name]["personalised"] = told
+    touchpoints["paid_social"]["spend"] = float(latent.ways.spend[clicked].sum())
+    return {"touchpoints": touchpoints, "together": together}
+
+
+def _last_touch_personalised(latent: _Latent, orders: Rows, setting: _Setting) -> BoolArray:
     """(orders,) whether the last thing clicked before the order was a personalised surface."""
-    on_site = orders["touch"] < len(SURFACES)
-    return on_site & personalised[orders["user"]] & latent.served[orders["session"]]
+    out = np.zeros(len(orders["touch"]), bool)
+    for code, surface in enumerate(SURFACES):
+        here = orders["touch"] == code
+        out[here] = _personal(latent, setting, surface)[orders["session"][here]]
+    return out
 
 
 # ---------------------------------------------------------------- tables
 
 
-def _ids(prefix: str, count: int, width: int = 8) -> pa.Array:
-    """``prefix`` and a number from 1, padded to ``width`` digits: built as one buffer, since millions are needed."""
-    number = np.arange(1, count + 1)
-    text = np.empty((count, len(prefix) + width), np.uint8)
-    text[:, : len(prefix)] = np.frombuffer(prefix.encode("ascii"), np.uint8)
-    for place in range(width):
-        text[:, -1 - place] = 48 + number % 10
-        number //= 10
-    offsets = np.arange(count + 1, dtype=np.int32) * (len(prefix) + width)
-    return pa.Array.from_buffers(pa.string(), count, [None, pa.py_buffer(offsets), pa.py_buffer(text)])
-
-
-def _labels(names: tuple[str, ...], codes: NDArray[Any]) -> pa.Array:
-    return pa.array(names, pa.string()).take(pa.array(codes))
-
-
-def _times(micros: IntArray) -> pa.Array:
-    return pa.array(micros, pa.timestamp("us"))
-
-
 def _customer_ids(n: int) -> pa.Array:
-    return _ids("c", n, 6)
+    return ids("c", n, 6)
 
 
-def _tables(
-    latent: _Latent, events: dict[str, Rows], personalised: BoolArray, first_name: BoolArray
-) -> dict[str, pa.Table]:
+def _tables(latent: _Latent, events: dict[str, Rows], setting: _Setting) -> dict[str, pa.Table]:
     """The company's tables, each in order of its own time, so that ids and row order say nothing but when."""
     customer = _customer_ids(latent.n)
-    session = _ids("s", len(latent.user))
+    session = ids("s", len(latent.user))
 
     def users(positions: IntArray) -> pa.Array:
         return customer.take(pa.array(positions))
@@ -554,9 +669,9 @@ def _tables(
         "customers": pa.table(
             {
                 "customer_id": customer,
-                "signed_up_at": _times(latent.signed_up),
-                "country": _labels(("US", "GB", "DE", "FR", "CA"), latent.country),
-                "value_tier": _labels(("low", "mid", "high"), latent.tier),
+                "signed_up_at": times(latent.signed_up),
+                "country": labels(("US", "GB", "DE", "FR", "CA"), latent.country),
+                "value_tier": labels(("low", "mid", "high"), latent.tier),
                 "email_opt_in": pa.array(latent.opted_in),
             }
         ),
@@ -564,31 +679,35 @@ def _tables(
             {
                 "session_id": session,
                 "user_id": users(latent.user),
-                "started_at": _times(latent.started),
-                "device": _labels(("mobile", "desktop", "tablet"), latent.device),
+                "started_at": times(latent.started),
+                "device": labels(("mobile", "desktop", "tablet"), latent.device),
             }
         ),
     }
 
     logged = latent.started >= latent.start
     each = [
-        np.flatnonzero(logged & latent.shown[surface] & (latent.shown_at[surface] < latent.end)) for surface in SURFACES
+        np.flatnonzero(
+            logged & latent.shown[surface] & (latent.shown_at[surface] < latent.end) & (surface not in setting.off)
+        )
+        for surface in SURFACES
     ]
     at = np.concatenate([latent.shown_at[surface][i] for surface, i in zip(SURFACES, each, strict=True)])
     by_time = np.argsort(at, kind="stable")
     where = np.concatenate(each)[by_time]
     code = np.repeat(np.arange(len(SURFACES)), [len(i) for i in each])[by_time]
-    in_arm = personalised[latent.user[where]]
-    exposure = _ids("x", len(where))
+    personal = np.concatenate([_personal(latent, setting, f)[i] for f, i in zip(SURFACES, each, strict=True)])[by_time]
+    in_arm = setting.personalised[latent.user[where]]
+    exposure = ids("x", len(where))
     tables["exposures"] = pa.table(
         {
             "exposure_id": exposure,
             "session_id": session.take(pa.array(where)),
             "user_id": users(latent.user[where]),
-            "exposed_at": _times(at[by_time]),
-            "surface": _labels(SURFACES, code),
-            "variant": _labels((CONTROL, TREATMENT["global_holdout"]), (in_arm & latent.served[where]).astype(np.int8)),
-            "global_arm": _labels((CONTROL, TREATMENT["global_holdout"]), in_arm.astype(np.int8)),
+            "exposed_at": times(at[by_time]),
+            "surface": labels(SURFACES, code),
+            "variant": labels((CONTROL, TREATMENT["global_holdout"]), personal.astype(np.int8)),
+            "global_arm": labels((CONTROL, TREATMENT["global_holdout"]), in_arm.astype(np.int8)),
         }
     )
 
@@ -599,32 +718,32 @@ def _tables(
     sessions, surfaces = clicks["session"][by_time], clicks["surface"][by_time]
     tables["site_clicks"] = pa.table(
         {
-            "click_id": _ids("k", len(by_time)),
+            "click_id": ids("k", len(by_time)),
             "exposure_id": exposure.take(pa.array(row_of[surfaces, sessions])),
             "session_id": session.take(pa.array(sessions)),
             "user_id": users(clicks["user"][by_time]),
-            "clicked_at": _times(clicks["time"][by_time]),
-            "surface": _labels(SURFACES, surfaces),
+            "clicked_at": times(clicks["time"][by_time]),
+            "surface": labels(SURFACES, surfaces),
         }
     )
 
     orders = events["orders"]
     by_time = np.argsort(orders["time"], kind="stable")
-    order_id = _ids("o", len(by_time))
+    order_id = ids("o", len(by_time))
     number = np.empty(len(by_time), np.int64)
     number[by_time] = np.arange(len(by_time))
     touch, in_session = orders["touch"][by_time], orders["session"][by_time]
-    credited = _last_touch_personalised(latent, orders, personalised)[by_time]
+    credited = _last_touch_personalised(latent, orders, setting)[by_time]
     tables["orders"] = pa.table(
         {
             "order_id": order_id,
             "user_id": users(orders["user"][by_time]),
             "session_id": session.take(pa.array(in_session, mask=in_session < 0)),
-            "ordered_at": _times(orders["time"][by_time]),
+            "ordered_at": times(orders["time"][by_time]),
             "amount": pa.array(orders["amount"][by_time]),
             "margin_rate": pa.array(orders["margin_rate"][by_time]),
-            "discovery_path": _labels(DISCOVERY, touch),
-            "last_touch": _labels(TOUCHES, touch),
+            "discovery_path": labels(DISCOVERY, touch),
+            "last_touch": labels(TOUCHES, touch),
             "last_touch_variant": pa.array((CONTROL, TREATMENT["global_holdout"]), pa.string()).take(
                 pa.array(credited.astype(np.int8), mask=touch >= len(SURFACES))
             ),
@@ -635,26 +754,26 @@ def _tables(
     by_time = np.argsort(returns["time"], kind="stable")
     tables["returns"] = pa.table(
         {
-            "return_id": _ids("r", len(by_time)),
+            "return_id": ids("r", len(by_time)),
             "order_id": order_id.take(pa.array(number[returns["order"][by_time]])),
             "user_id": users(returns["user"][by_time]),
-            "returned_at": _times(returns["time"][by_time]),
+            "returned_at": times(returns["time"][by_time]),
             "amount": pa.array(returns["amount"][by_time]),
         }
     )
 
     sends = events["email_sends"]
     by_time = np.argsort(sends["time"], kind="stable")
-    send_id = _ids("m", len(by_time))
+    send_id = ids("m", len(by_time))
     number = np.empty(len(by_time), np.int64)
     number[by_time] = np.arange(len(by_time))
     tables["email_sends"] = pa.table(
         {
             "send_id": send_id,
             "user_id": users(sends["user"][by_time]),
-            "sent_at": _times(sends["time"][by_time]),
-            "subject_variant": _labels(
-                (CONTROL, TREATMENT["first_name_subject"]), first_name[sends["user"][by_time]].astype(np.int8)
+            "sent_at": times(sends["time"][by_time]),
+            "subject_variant": labels(
+                (CONTROL, TREATMENT["first_name_subject"]), setting.first_name[sends["user"][by_time]].astype(np.int8)
             ),
             "unsubscribed": pa.array(sends["unsubscribed"][by_time]),
         }
@@ -666,15 +785,23 @@ def _tables(
         rows = events[name]
         by_time = np.argsort(rows["time"], kind="stable")
         columns = {
-            id_name: _ids(prefix, len(by_time)),
+            id_name: ids(prefix, len(by_time)),
             "send_id": send_id.take(pa.array(number[rows["send"][by_time]])),
             "user_id": users(rows["user"][by_time]),
-            time_name: _times(rows["time"][by_time]),
+            time_name: times(rows["time"][by_time]),
         }
         if "client" in rows:
-            columns["mail_client"] = _labels(("other", "apple_mail_privacy"), rows["client"][by_time].astype(np.int8))
+            columns["mail_client"] = labels(("other", "apple_mail_privacy"), rows["client"][by_time].astype(np.int8))
         tables[name] = pa.table(columns)
-    return tables
+
+    bot = latent.ways.bot
+    arm = setting.personalised[np.maximum(bot, 0)] & (bot >= 0)
+    generic = np.array([surface in setting.plain for surface in SURFACES])[latent.ways.bot_surface]
+    seen = Seen(
+        events["used"], events["carts"], events["checkouts"], events["email_clicks"], arm & ~generic, setting.off
+    )
+    variants = (CONTROL, TREATMENT["global_holdout"])
+    return tables | journeys.tables(latent.ways, latent.visits, seen, customer, variants)
 
 
 # ---------------------------------------------------------------- the front door
@@ -683,7 +810,8 @@ def _tables(
 def make_company(world: World = World()) -> Company:
     """The company as its warehouse would hold it, and the truth. Deterministic: the same knobs give equal tables."""
     latent = _draw(world)
-    observed = _events(latent, latent.global_arm, latent.subject)
+    setting = _Setting(latent.global_arm, latent.subject)
+    observed = _events(latent, setting)
     in_period = latent.started >= latent.start
     home = latent.shown_at["home"]
     seen = in_period & (home < latent.end)
@@ -691,7 +819,7 @@ def make_company(world: World = World()) -> Company:
         "global_holdout": _first(latent.user[seen], home[seen], latent.n),
         "first_name_subject": _first(latent.mailed, latent.sent[:, 0], latent.n),
     }
-    tables = _tables(latent, observed, latent.global_arm, latent.subject)
+    tables = _tables(latent, observed, setting)
     return Company(world, tables, _truth(latent, observed, exposed))
 
 
@@ -700,15 +828,25 @@ def potential_world(
     *,
     global_arm: Literal["generic", "personalised"] | None = None,
     subject_variant: Literal["generic", "first_name"] | None = None,
+    without: Collection[str] = (),
+    generic: Collection[str] = (),
 ) -> dict[str, pa.Table]:
     """The tables as they would be had every customer been in ``global_arm`` or ``subject_variant`` (None: as assigned).
 
-    What no company can see. The truth of an experiment is the difference between two such worlds; tests count it from here.
+    ``without`` touchpoints that do not happen; ``generic`` are those (home, search, recommendations) that show nobody anything
+    personal. What no company can see. The truth is the difference between two such worlds; tests count it from here.
     """
+    for name in (*without, *generic):
+        if name not in TOUCHPOINTS:
+            raise UsageError(f"'{name}' is not a touchpoint of the simulated company{did_you_mean(name, TOUCHPOINTS)}")
     latent = _draw(world)
-    personalised = latent.global_arm if global_arm is None else np.full(latent.n, global_arm == "personalised")
-    first_name = latent.subject if subject_variant is None else np.full(latent.n, subject_variant == "first_name")
-    return _tables(latent, _events(latent, personalised, first_name), personalised, first_name)
+    setting = _Setting(
+        latent.global_arm if global_arm is None else np.full(latent.n, global_arm == "personalised"),
+        latent.subject if subject_variant is None else np.full(latent.n, subject_variant == "first_name"),
+        frozenset(TOUCHPOINTS[name] for name in without),
+        frozenset(TOUCHPOINTS[name] for name in generic),
+    )
+    return _tables(latent, _events(latent, setting), setting)
 
 
 _READ: Final = {
@@ -732,11 +870,11 @@ def unit_level(company: Company, experiment: str) -> dict[str, NDArray[Any]]:
             f"'{experiment}' is not an experiment of the simulated company{did_you_mean(experiment, WINDOWS)}"
         )
     tables = company.tables
-    ids = tables["customers"]["customer_id"].combine_chunks()
-    n = len(ids)
+    people = tables["customers"]["customer_id"].combine_chunks()
+    n = len(people)
 
     def position(table: pa.Table) -> IntArray:
-        return cast(IntArray, pc.index_in(table["user_id"], value_set=ids).to_numpy().astype(np.int64))
+        return cast(IntArray, pc.index_in(table["user_id"], value_set=people).to_numpy().astype(np.int64))
 
     def micros(table: pa.Table, column: str) -> IntArray:
         return cast(IntArray, table[column].to_numpy().astype("datetime64[us]").astype(np.int64))
@@ -764,7 +902,7 @@ def unit_level(company: Company, experiment: str) -> dict[str, NDArray[Any]]:
     end = int(np.datetime64(company.truth["through"], "us").astype(np.int64))
     units = np.flatnonzero(exposed < NEVER)
     out: dict[str, NDArray[Any]] = {
-        "unit": ids.to_numpy(zero_copy_only=False)[units],
+        "unit": people.to_numpy(zero_copy_only=False)[units],
         "arm": arms[units].astype(str),
         "exposed_at": exposed[units].astype("datetime64[us]"),
     }
