@@ -16,7 +16,8 @@ from payoff.errors import ConnectionFailed, UsageError
 from payoff.spec.loader import load
 from payoff.spec.nouns import Percentile, SumMetric
 from payoff.world import World, demo_definitions, make_company, unit_level, write, write_demo_project
-from payoff.world.company import ANCHOR_WITHIN, TREATMENT, WINDOWS
+from payoff.world.company import ANCHOR_WITHIN, TOUCHPOINTS, TREATMENT, WINDOWS
+from payoff.world.journeys import GUEST
 
 TODAY = date(2026, 11, 22)
 WORLD = World(customers=500, days=130, seed=5)
@@ -35,11 +36,14 @@ def test_the_definitions_load_and_name_what_is_there(project: Path) -> None:
     assert spec.timezone == "UTC"
     through = datetime.combine(WORLD.start, datetime.min.time()) + timedelta(days=WORLD.days)
     for name, source in spec.sources.items():
+        assert source.through == through
+        if source.sessions is not None:
+            assert source.sessions.of in spec.sources
+            continue
         assert source.file is not None
         columns = pq.read_schema(project / source.file).names
-        used = {source.time, source.id, *source.entity.values(), *source.links.values()}
+        used = {source.time, source.id, *source.columns, *source.entity.values(), *source.links.values()}
         assert used <= set(columns), name
-        assert source.through == through
     for name, arm in TREATMENT.items():
         experiment = spec.experiments[name]
         assert experiment.assignment.split is not None
@@ -47,6 +51,35 @@ def test_the_definitions_load_and_name_what_is_there(project: Path) -> None:
         assert experiment.assignment.control_arm == "generic"
     assert spec.experiments["global_holdout"].primary == ("margin_90d",)
     assert spec.experiments["first_name_subject"].primary == ("click_rate",)
+
+
+def test_journeys_name_what_the_log_records(project: Path) -> None:
+    loaded = load(project)
+    spec, touches = loaded.spec, make_company(WORLD).tables["touches"]
+    assert set(loaded.journeys()) == {
+        "attribution.personalisation", "funnels.engagement_to_kept", "cohorts.signups", "paths.to_purchase", "paths.by_channel",
+    }  # fmt: skip
+    surfaces = set(touches["surface"].to_pylist())
+    attribution = spec.attribution["personalisation"]
+    assert set(attribution.touchpoints) == set(TOUCHPOINTS)
+    told = {name: spec.touchpoints[name] for name in TOUCHPOINTS}
+    assert {name: point.where for name, point in told.items()} == {
+        name: f"surface = '{surface}'" for name, surface in TOUCHPOINTS.items()
+    }
+    assert {f"surface = '{surface}'" for surface in surfaces} == {point.where for point in told.values()}
+    assert {name for name, point in told.items() if point.personalised} == {"home", "search", "recommendations"}
+    assert attribution.reconcile_with == "global_holdout"
+    # what is attributed is what the holdout measures: margin
+    metric = spec.metrics["margin_90d"]
+    assert isinstance(metric, SumMetric)
+    assert attribution.conversion is not None
+    assert (metric.from_, metric.column) == (attribution.conversion.event.source, attribution.conversion.value)
+    assert spec.claims["personalisation_total"].compare == ("attribution.personalisation",)
+    assert set(loaded.journeys()) < set(spec.reports["personalisation_quarterly"].show)
+    user = spec.entities["user"]
+    assert user.identity is not None
+    assert set(user.aliases) < set(make_company(WORLD).tables["identifies"].schema.names)
+    assert user.identity.blocked == (GUEST,)
 
 
 def test_windows_of_the_definitions_are_those_of_the_truth(project: Path) -> None:

@@ -32,8 +32,11 @@ include: [definitions/*.yml]
 _SOURCES: Final = """\
 # What the company records. `through` says up to when the data are complete: windows that end later are still open.
 entities:
-  user: {id: user_id}
+  # Customers browse without logging in, on several devices: `identifies` says which names were one customer's. A device that
+  # several of them use says nothing, so it is kept apart, and nobody is merged with the people they live with.
+  user: {id: user_id, aliases: [anonymous_id, device_id], identity: {source: identifies, lookback: 90d, blocked: [guest], shared: apart}}
 sources:
+  identifies:  {file: data/identifies.parquet,   time: t,            id: identify_id, columns: [user_id, anonymous_id, device_id], through: %(through)s}
   customers:   {file: data/customers.parquet,    time: signed_up_at, id: customer_id, entity: {user: customer_id}, through: %(through)s}
   sessions:    {file: data/sessions.parquet,     time: started_at,   id: session_id,  entity: {user: user_id}, through: %(through)s}
   exposures:   {file: data/exposures.parquet,    time: exposed_at,   id: exposure_id, entity: {user: user_id}, through: %(through)s}
@@ -43,6 +46,58 @@ sources:
   sends:       {file: data/email_sends.parquet,  time: sent_at,      id: send_id,     entity: {user: user_id}, through: %(through)s}
   opens:       {file: data/email_opens.parquet,  time: opened_at,    id: open_id,     entity: {user: user_id}, links: {sends: send_id}, through: %(through)s}
   clicks:      {file: data/email_clicks.parquet, time: clicked_at,   id: click_id,    entity: {user: user_id}, links: {sends: send_id}, through: %(through)s}
+  touches:     {file: data/touches.parquet,      time: touched_at,   id: touch_id,    entity: {user: any_id}, through: %(through)s}
+  page_views:  {file: data/page_views.parquet,   time: viewed_at,    id: view_id,     entity: {user: any_id}, through: %(through)s}
+  carts:       {file: data/carts.parquet,        time: added_at,     id: cart_id,     entity: {user: any_id}, through: %(through)s}
+  checkouts:   {file: data/checkouts.parquet,    time: started_at,   id: checkout_id, entity: {user: user_id}, links: {carts: cart_id}, through: %(through)s}
+  visits:      {sessions: {of: page_views, gap: 30m, channels: {preset: ga4}}, through: %(through)s}
+"""
+
+_JOURNEYS: Final = """\
+# How customers come to buy. This describes: credit is shared out by rules, and only an experiment says what would have come anyway.
+touchpoints:
+  home:            {source: touches, where: "surface = 'home'",        personalised: "variant = 'personalised'"}
+  search:          {source: touches, where: "surface = 'search'",      personalised: "variant = 'personalised'"}
+  recommendations: {source: touches, where: "surface = 'recs'",        personalised: "variant = 'personalised'"}
+  paid_social:     {source: touches, where: "surface = 'paid_social'", cost: spend}
+  email:           {source: touches, where: "surface = 'email'"}
+  direct:          {source: touches, where: "surface = 'direct'",      direct: true}
+  channel:         {source: visits,  by: channel}
+attribution:
+  personalisation:
+    conversion: {event: orders, value: "amount * margin_rate"}
+    touchpoints: [home, search, recommendations, paid_social, email, direct]
+    window: 30d
+    models: [first, last, linear, {time_decay: {half_life: 7d}}, {position: [0.4, 0.2, 0.4]}, markov, shapley]
+    starts: %(start)s
+    reconcile_with: global_holdout   # what the holdout proves rescales the credit, and shows how much would have come anyway
+    owner: growth@acme.example
+funnels:
+  engagement_to_kept:
+    steps:
+      - {name: engaged, source: touches, where: "surface IN ('home', 'search', 'recs')"}
+      - {name: cart, source: carts}
+      - {name: checkout, source: checkouts}
+      - {name: order, source: orders}
+      - {name: kept, without: returns, within: 30d}
+    within: 7d
+    starts: %(recently)s
+    owner: growth@acme.example
+cohorts:
+  signups:
+    start: customers
+    activity: sessions
+    revenue: {event: orders, value: "amount * margin_rate"}
+    cost: {source: touches, column: spend, where: "campaign = 'prospecting'"}
+    every: month
+    retention: {period: 30d, periods: 9}
+    lifecycle: month
+    stickiness: month
+    starts: %(start)s
+    owner: growth@acme.example
+paths:
+  to_purchase: {touchpoints: [home, search, recommendations, paid_social, email, direct], to: orders, window: 7d, top: 12, starts: %(recently)s, owner: growth@acme.example}
+  by_channel:  {touchpoints: [channel], to: orders, window: 30d, top: 8, starts: %(lately)s, owner: growth@acme.example}
 """
 
 _ATTRIBUTES: Final = """\
@@ -113,6 +168,7 @@ claims:
   personalisation_total:
     statement: "Personalisation earns more margin than it costs, over a year"
     evidence: [global_holdout]
+    compare: [attribution.personalisation]
     amount: "effect(margin_90d) * population(user, 365d)"
     less:
       licence: {value: %(licence)d, low: %(licence)d, high: %(licence_high)d, per: year, source: "Licence contract", owner: procurement@acme.example, expires: %(expires)s}
@@ -125,7 +181,8 @@ reports:
     audience: cfo
     title: "What personalisation earned"
     schedule: quarterly
-    show: [claims.personalisation_total, claims.first_name_revenue, experiments.global_holdout, experiments.first_name_subject]
+    show: [claims.personalisation_total, claims.first_name_revenue, experiments.global_holdout, experiments.first_name_subject,
+           attribution.personalisation, funnels.engagement_to_kept, cohorts.signups, paths.to_purchase, paths.by_channel]
 """
 
 
@@ -142,6 +199,8 @@ def demo_definitions(world: World, *, today: date, capped: bool = True) -> dict[
     fields: dict[str, object] = {
         "start": world.start,
         "through": world.start + timedelta(days=world.days),
+        "recently": world.start + timedelta(days=world.days - 90),
+        "lately": world.start + timedelta(days=world.days - 60),
         "campaign_stop": world.start + timedelta(days=MAIL_DAYS + 15),
         "expires": today + timedelta(days=365),
         "cap": ", cap: {percentile: 99, of: nonzero}" if capped else "",
@@ -160,6 +219,7 @@ def demo_definitions(world: World, *, today: date, capped: bool = True) -> dict[
         "payoff.yml": _PAYOFF,
         "definitions/sources.yml": _SOURCES % fields,
         "definitions/attributes.yml": _ATTRIBUTES,
+        "definitions/journeys.yml": _JOURNEYS % fields,
         "definitions/email_subject.yml": _EMAIL % fields,
         "definitions/personalisation.yml": _PERSONALISATION % fields,
     }
