@@ -6,6 +6,7 @@ import json
 import math
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from payoff.claims import (
     price,
 )
 from payoff.estimate import Bounds, Draws, Estimate, Normal, Uncertainty
-from payoff.result import Check, MetricReading, Refusal, Result, Verdict
+from payoff.result import Check, Closer, MetricReading, Reconciliation, Refusal, Result, Span, Verdict
 from payoff.spec.nouns import Claim, Value
 
 TODAY = date(2026, 7, 1)
@@ -482,6 +483,7 @@ def test_the_dict_is_the_contract_and_is_strict_json() -> None:
         },
         "assumptions": None,
         "notes": None,
+        "compare": None,
     }
     for key, inner in wanted.items():
         part = whole[key]
@@ -768,6 +770,251 @@ def test_a_vanity_metric_and_a_caveat_are_named_beside_the_effect() -> None:
     )
     got = priced(claim("effect(opens)", unit="USD"), result(estimate("opens", 2.0), readings=(reading,)))
     assert {"opens is declared a vanity metric", "Mail programs open by themselves."} <= set(got.inputs[0].notes)
+
+
+# ---------------------------------------------------------------- attributed credit
+
+
+def credited(
+    model: str, touchpoint: str, values: Any, *, estimand: str = "attributed value", unit: str = "USD", **labels: str
+) -> Estimate:
+    drawn = np.asarray(values, dtype=float)
+    named = {"model": model, "touchpoint": touchpoint, "conversion": "orders", "window": "30d"} | labels
+    contrast = " ".join(named.values())
+    spread = Draws(drawn)
+    return Estimate(
+        estimand, "orders", contrast, float(drawn.mean()), unit, spread, "bootstrap", {"units": 900}, labels=named
+    )
+
+
+BOOT = np.random.default_rng(7).normal(1000, 50, 400)
+"""Credit of one touchpoint, resampled; the other has what it has not, so their sum hardly moves."""
+
+
+def attribution(*more: Estimate, letter: str = "D", closer: Closer | None = None, **parts: Any) -> Result:
+    found = [
+        credited("last", "home", BOOT),
+        credited("last", "channel: Paid", 3000 - BOOT),
+        credited("last", "channel: Email", np.full(400, 10.0)),
+        credited("last", "(unattributed)", np.full(400, 90.0)),
+        credited("last", "(total)", np.full(400, 3100.0)),
+        credited("participation", "home", 2 * BOOT),
+        credited("participation", "channel: Paid", 3000 - BOOT),
+        credited("participation", "channel: Email", 3000 - BOOT),
+        *more,
+    ]
+    got = result(*found, name="attribution.all", letter=letter, verdict="descriptive", readings=(), **parts)
+    return replace(got, closer=closer or Closer(), design="descriptive", method="attribution")
+
+
+def credit_claim(amount: str, **more: Any) -> Claim:
+    return claim(amount, **({"evidence": ["attribution.all"]} | more))
+
+
+ALL = {"attribution.all": attribution()}
+
+
+def test_attributed_credit_is_an_input_with_its_bootstrap_draws() -> None:
+    got = priced(credit_claim("attributed(all, last, home)"), ALL)
+    (shown,) = got.inputs
+    assert (shown.kind, shown.name, shown.unit, shown.source) == (
+        "attributed",
+        "attributed(all, last, home)",
+        "USD",
+        "attribution.all",
+    )
+    assert got.amount.value == pytest.approx(BOOT.mean())
+    low, high = np.quantile(BOOT, [0.025, 0.975])
+    assert (shown.low, shown.high) == pytest.approx((low, high))
+    assert (got.amount.low, got.amount.high) == pytest.approx((low, high), rel=0.02)
+    assert got.amount.unit == "USD"
+
+
+def test_touchpoints_are_added_up_as_they_were_resampled_together() -> None:
+    got = priced(credit_claim("attributed(all, last)"), ALL)
+    # home and Paid always share 3,000, and Email has 10: the sum does not move, whatever each of them does.
+    assert got.amount.value == pytest.approx(3010)
+    assert got.amount.high - got.amount.low < 1e-6
+    channel = priced(credit_claim("attributed(all, last, channel)"), ALL)
+    assert channel.amount.value == pytest.approx(3010 - BOOT.mean())
+    one = priced(credit_claim("attributed(all, last, 'channel: Email')"), ALL)
+    assert one.amount.value == 10
+    both = priced(credit_claim("attributed(all, last, home) + attributed(all, last, channel)"), ALL)
+    assert both.amount.high - both.amount.low < 1e-6, "two inputs of one attribution are drawn on the same resamples"
+
+
+def test_credit_without_draws_in_common_is_no_surer_than_its_parts_together() -> None:
+    parts = [
+        replace(credited("even", "home", [1000.0, 1000.0]), uncertainty=Normal(30.0)),
+        replace(credited("even", "mail", [500.0, 500.0]), uncertainty=Normal(40.0)),
+    ]
+    got = priced(credit_claim("attributed(all, even)"), {"attribution.all": attribution(*parts)})
+    assert got.amount.high - got.amount.low == pytest.approx(2 * 1.96 * 70, rel=0.05)
+
+
+def test_conversions_are_credited_where_there_is_no_value() -> None:
+    counted = result(
+        credited("last", "home", BOOT, estimand="attributed conversions", unit="conversions"), letter="D", readings=()
+    )
+    got = priced(
+        credit_claim("attributed(all, last) * value(order)"), {"attribution.all": counted}, {"order": good(2.0)}
+    )
+    assert got.amount.value == pytest.approx(2 * BOOT.mean())
+    assert (got.amount.unit, got.grade) == ("USD", "D")
+    plain = priced(credit_claim("attributed(all, last)"), {"attribution.all": counted})
+    assert (plain.amount.unit, plain.net) == ("conversions", None)
+
+
+def test_an_attributed_claim_is_graded_d_at_best_and_says_so() -> None:
+    for letter in "AD":
+        got = priced(
+            credit_claim("attributed(all, last, home)", less={"team": 100}),
+            {"attribution.all": attribution(letter=letter)},
+        )
+        assert got.grade == "D"
+        assert any("attributed only; credit was shared out, and nothing was compared" in r for r in got.grade_reasons)
+    assert "Evidence grade D: attributed only." in got.finding
+    assert got.finding.startswith('Stated as "Annual gain"')
+    words = json.dumps(got.to_dict())
+    assert "attributes to home" in words
+    assert re.search(r"\b(effects?|improvements?|drove|lift|because of)\b", words) is None
+    assert re.search(r"(?<!not )\bcaused\b", words) is None
+    mixed = priced(
+        claim("effect(margin) * population(user, 365d) + attributed(all, last)", evidence=["x", "attribution.all"]),
+        {"x": MARGIN, **ALL},
+    )
+    assert mixed.grade == "D"
+    assert any("not scaled to 365d" in note for note in mixed.notes)
+
+
+def test_a_value_costs_an_attributed_claim_a_letter_and_a_failed_check_withholds_it() -> None:
+    got = priced(credit_claim("attributed(all, last) * value(v)"), ALL, {"v": Value(value=2.0)})
+    assert got.grade == "E"
+    failed = attribution(checks=(Check("conserved", "fail", None, "credit does not add up"),))
+    assert priced(credit_claim("attributed(all, last)"), {"attribution.all": failed}).verdict == "withheld"
+
+
+@pytest.mark.parametrize(
+    ("amount", "more", "results", "reason", "remedy"),
+    [
+        ("effect(margin)", {}, ALL, "is attributed, and nothing was compared", "attributed(NAME, MODEL)"),
+        (
+            "effect(orders) * population(user, 365d)",
+            {},
+            {"attribution.all": attribution(estimate("orders", 5.0))},
+            "is attributed, and nothing was compared",
+            "experiment",
+        ),
+        ("attributed(all, last)", {"evidence": ["x"]}, {"x": MARGIN, **ALL}, "not among the claim's evidence", "attribution.all"),
+        ("attributed(all, last)", {}, {}, "there is no result of attribution.all", "Run attribution.all"),
+        (
+            "attributed(all, last)",
+            {},
+            {"attribution.all": Refusal("attribution.all", "no conversions", "Widen it.")},
+            "attribution.all was refused: no conversions",
+            "Widen it.",
+        ),
+        ("attributed(all, lats)", {}, ALL, "credits nothing by 'lats'; did you mean 'last'?", "model"),
+        ("attributed(all, last, hom)", {}, ALL, "credits nothing to 'hom'; did you mean 'home'?", "touchpoint"),
+        ("attributed(all, participation)", {}, ALL, "so its credit has no total", "another model"),
+        ("attributed(all, participation, channel)", {}, ALL, "so they have no total", "channel: Paid"),
+        (
+            "attributed(all, last)",
+            {},
+            {"attribution.all": attribution(credited("last", "home", BOOT, window="7d"))},
+            "could be any of orders over 30d and orders over 7d",
+            "with one of them",
+        ),
+        (
+            "attributed(all, markov)",
+            {},
+            {"attribution.all": attribution(refusals=(Refusal("attribution.all.markov", "a loop", "Take order 1."),))},
+            "no number in attribution.all: a loop",
+            "Take order 1.",
+        ),
+    ],
+)  # fmt: skip
+def test_credit_that_has_no_number_is_refused(
+    amount: str, more: dict[str, Any], results: Any, reason: str, remedy: str
+) -> None:
+    got = refused(credit_claim(amount, **more), results)
+    assert reason in got.reason
+    assert remedy in got.remedy
+
+
+def test_an_attribution_among_the_evidence_does_not_stand_in_for_an_experiment() -> None:
+    got = priced(
+        claim(PER_USER, evidence=["attribution.all", "x"]),
+        {"x": MARGIN, "attribution.all": Refusal("attribution.all", "no conversions", "Widen it.")},
+    )
+    assert (got.grade, got.amount.value) == ("A", 2000)
+    assert "attribution.all was refused; the amount does not need it." in got.notes
+
+
+def test_what_is_attributed_stands_beside_an_amount_that_was_measured() -> None:
+    got = priced(claim(PER_USER, compare=["attribution.all"]), {"x": MARGIN, **ALL})
+    (line,) = got.to_dict()["compare"]
+    assert (line["name"], line["model"], line["unit"]) == ("attribution.all", "last", "USD")
+    assert line["value"] == pytest.approx(3010)
+    assert line["low"] <= line["value"] <= line["high"]
+    assert line["sentence"] == (
+        "last attributes $3,010 to all touchpoints together (attributed, not caused), over the conversions that "
+        "attribution.all reads; the claim's own amount, which was measured by comparing, is $2,000 a year "
+        "($1,030 to $2,980 a year)."
+    )
+    moving = attribution(credited("even", "home", BOOT))
+    got = priced(claim(PER_USER, compare=["attribution.all"]), {"x": MARGIN, "attribution.all": moving})
+    assert "even attributes $995 ($903 to $1,080) to all" in got.compare[1].sentence
+    assert got.grade == "A", "what stands beside the amount does not lower its grade"
+    assert not priced(claim(PER_USER), MARGIN).compare
+
+
+def test_each_window_and_conversion_is_compared_apart() -> None:
+    more = attribution(credited("last", "home", BOOT, window="7d"))
+    got = priced(claim(PER_USER, compare=["attribution.all"]), {"x": MARGIN, "attribution.all": more})
+    assert [("over 30d" in c.sentence, "over 7d" in c.sentence) for c in got.compare] == [(True, False), (False, True)]
+
+
+def test_credit_that_was_reconciled_is_compared_in_the_experiments_own_scope() -> None:
+    held = Reconciliation(
+        "global_holdout", "on vs off", "last", "orders", "USD", 900, Span(2000, 1900, 2100), Span(500, 300, 700),
+        Span(0.25, 0.15, 0.35), Span(0.75, 0.65, 0.85), (), "in proportion", "", "s",
+    )  # fmt: skip
+    got = priced(
+        claim(PER_USER, compare=["attribution.all"]),
+        {"x": MARGIN, "attribution.all": attribution(closer=Closer(reconciliation=(held,)))},
+    )
+    (line,) = got.compare
+    assert (line.model, line.value, line.low, line.high) == ("last", 2000, 1900, 2100)
+    assert "attributed, not caused" in line.sentence
+    assert "global_holdout shows $500 ($300 to $700) as incremental there" in line.sentence
+    assert line.sentence.endswith("Of what is attributed, 75.0% (65.0% to 85.0%) would have come anyway.")
+    unknown = replace(held, ratio=None, anyway=None, reason="the credit is not clear of zero")
+    got = priced(
+        claim(PER_USER, compare=["attribution.all"]),
+        {"x": MARGIN, "attribution.all": attribution(closer=Closer(reconciliation=(unknown,)))},
+    )
+    assert got.compare[0].sentence.endswith("The credit is not clear of zero.")
+
+
+@pytest.mark.parametrize(
+    ("results", "words"),
+    [
+        ({"attribution.all": Refusal("attribution.all", "no conversions", "Widen it.")}, "attribution.all was refused: no conversions"),
+        ({}, "there is no result of attribution.all"),
+        ({"attribution.all": replace(attribution(), estimates=())}, "attribution.all credits nothing that has a total"),
+    ],
+)  # fmt: skip
+def test_an_attribution_that_cannot_be_shown_is_named(results: Any, words: str) -> None:
+    got = priced(claim(PER_USER, compare=["attribution.all"]), {"x": MARGIN, **results})
+    (line,) = got.compare
+    assert (line.value, line.low, line.high) == (None, None, None)
+    assert words in line.sentence
+
+
+def test_a_typed_claim_is_not_called_measured_beside_an_attribution() -> None:
+    got = priced(claim("100 * population(user, 365d)", compare=["attribution.all"]), ALL)
+    assert "was not measured by comparing either" in got.compare[0].sentence
 
 
 # ---------------------------------------------------------------- sensitivity

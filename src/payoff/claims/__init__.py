@@ -13,6 +13,7 @@ from datetime import date, timedelta
 import numpy as np
 
 from payoff import formats
+from payoff.claims.attributed import bind_attributed, compare
 from payoff.claims.calculation import DOTS, Model, Threshold, is_money, payback_of, quantity, unit_of
 from payoff.claims.grading import CAUSAL_GRADES, grade, lacks
 from payoff.claims.inputs import Bound, bind_count, bind_effects, bind_money, stream
@@ -21,7 +22,7 @@ from payoff.claims.sensitivity import overturn, swings_of, words_of
 from payoff.claims.words import listed
 from payoff.errors import did_you_mean
 from payoff.result import Refusal, Result, Verdict
-from payoff.spec.amount import AmountError, Effect, PopulationOf, ValueOf, parse, period_text
+from payoff.spec.amount import AmountError, Attributed, Effect, PopulationOf, ValueOf, parse, period_text
 from payoff.spec.nouns import Claim, Decision, Value
 
 __all__ = ["ClaimResult", "Population", "Swing", "Volume", "grade", "lacks", "price"]
@@ -42,7 +43,7 @@ def price(
 ) -> ClaimResult | Refusal:
     """Price ``claim``: figures in ``currency`` over the amount's period, intervals at level 1 - ``alpha``.
 
-    ``results`` is keyed by the names under the claim's ``evidence``; ``volumes`` and ``populations`` by what the amount
+    ``results`` is keyed by the names under the claim's ``evidence`` and ``compare``; ``volumes`` and ``populations`` by what the amount
     refers to. The central figures are the amount at the central inputs. The intervals are quantiles of ``draws`` joint
     draws: effects of one result by their own distributions and correlations (Gaussian copula), results independently;
     values and costs from triangular distributions; volumes from normal ones. The same seed gives the same answer.
@@ -84,7 +85,12 @@ def _price(
         draws,
         everyone=any(isinstance(r, PopulationOf) for r in references),
     )
-    terms = list(effects)
+    credit, credited, more = bind_attributed(
+        [r for r in references if isinstance(r, Attributed)], claim, results, level, seed, draws
+    )
+    used |= credited
+    assumptions += more
+    terms = [*effects, *credit]
     for reference in references:
         if isinstance(reference, ValueOf):
             value = values.get(reference.name)
@@ -96,7 +102,7 @@ def _price(
                 str(reference), "value", value, f"the value {reference.name}", currency, today, rng, draws
             )
             terms.append(replace(bound, references=(reference,)))
-        elif not isinstance(reference, Effect):
+        elif not isinstance(reference, Effect | Attributed):
             terms.append(bind_count(reference, volumes, populations, level, seed, draws))
     costs: list[Bound] = []
     for label, cost in claim.less.items():
@@ -166,6 +172,12 @@ def _price(
         {n: result.grade for n, result in used.items()}, {n: values[n] for n in amount.values}, disagreements, today
     )
     descriptive = letter not in CAUSAL_GRADES
+    compared = bool(effects) and all(result.grade in CAUSAL_GRADES for result in used.values())
+    if credit and period is not None:
+        notes.append(
+            f"What is attributed is counted over the conversions that {listed(list(credited))} reads, and not scaled to "
+            f"{period_text(period)}."
+        )
 
     # What must hold
     for evidence in used:
@@ -215,7 +227,9 @@ def _price(
         grade=letter,
         grade_reasons=reasons,
         verdict=verdict,
-        finding=_finding(claim, headline, tail, positive, verdict, letter, withheld, risky),
+        finding=_finding(
+            claim, headline, tail, positive, verdict, letter, withheld, risky, bool(effects), bool(credit)
+        ),
         evidence=claim.evidence,
         amount_expression=str(amount),
         amount=gross,
@@ -236,6 +250,7 @@ def _price(
         currency=currency,
         period=None if period is None else period_text(period),
         owner=claim.owner,
+        compare=compare(claim, results, gross, level, seed, draws, causal=compared),
     )
 
 
@@ -263,9 +278,12 @@ def _finding(
     letter: str,
     withheld: Sequence[str],
     risky: Sequence[str],
+    moved: bool,
+    credited: bool,
 ) -> str:
     # What is not money is the metric itself, moved: it is written with its sign, and a share in points.
-    shown = formats.written(headline.value, headline.low, headline.high, formats.unit(headline.unit), change=not tail)
+    unit, change = formats.unit(headline.unit), not tail and (moved or not credited)
+    shown = formats.written(headline.value, headline.low, headline.high, unit, change=change)
     if headline.low < headline.high:
         sure = (
             f"({formats.level(headline.level)} interval {shown.range}), {formats.likelihood(positive)} to be above zero "
@@ -277,7 +295,7 @@ def _finding(
     if letter not in CAUSAL_GRADES:
         statement = f'Stated as "{statement}"'
     sentence = f"{statement}: {shown.value}{tail} {sure}. Evidence grade {letter}"
-    sentence += "." if letter in CAUSAL_GRADES else ": descriptive only."
+    sentence += "." if letter in CAUSAL_GRADES else ": attributed only." if credited else ": descriptive only."
     if withheld:
         return f"Withheld, because a check failed in {listed(withheld)}; do not rely on this figure. {sentence}"
     if verdict == "not conclusive":

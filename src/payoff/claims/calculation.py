@@ -132,9 +132,11 @@ def unit_of(claim: Claim, amount: Amount, terms: Sequence[Bound], currency: str)
     if claim.unit:
         return claim.unit, ()
     per = per_period(amount.period)
-    units = list(dict.fromkeys(one.show.unit for one in terms if one.show.kind == "effect"))
+    measured = [one.show for one in terms if one.show.kind in ("effect", "attributed")]
+    units = list(dict.fromkeys(show.unit for show in measured))
     if amount.values or (units and all(is_money(unit, currency) for unit in units)):
         return currency + per, ()
+    noun = "effects" if all(show.kind == "effect" for show in measured) else "measured figures"
     plain = listed([unit or "no declared unit" for unit in units]) if units else "no unit"
     if claim.less or not units:
         read = [formats.unit(unit) for unit in units]
@@ -143,11 +145,12 @@ def unit_of(claim: Claim, amount: Amount, terms: Sequence[Bound], currency: str)
                 f"the amount is in {plain}, and costs in {currency} cannot be taken from it",
                 "Multiply the amount by a value(), which says what one is worth; or leave out the costs under less.",
             )
-        whose = "the amount has no unit of its own" if not units else f"its effects are in {plain}"
+        whose = "the amount has no unit of its own" if not units else f"its {noun} are in {plain}"
         return currency + per, (f"The amount is in {currency}: {whose}, and nothing declares otherwise.",)
     if len(units) > 1:
         raise Refused(
-            f"the amount mixes effects in {plain}", "Price them with value(), or give the claim a unit of its own."
+            f"the amount mixes {noun} in {plain}",
+            "Price them with value(), or give the claim a unit of its own.",
         )
     counted = [one.show.source or "" for one in terms if one.show.kind in ("volume", "population")]
     if not counted:

@@ -38,16 +38,21 @@ def grade(
     | 3    | one letter down for each effect on which two pieces of evidence contradict each other        |
     | 4    | never below E                                                                                |
 
-    ``evidence`` maps the evidence that the amount needs to its grade, ``values`` the money values it uses by name.
+    ``evidence`` maps the evidence that the amount needs to its grade, ``values`` the money values it uses by name. An
+    attribution is graded D at best: its credit was shared out by a rule, and nothing was compared.
     """
     if not evidence:
         return "E", ("No measured effect enters the amount: every figure in it is typed in or counted.",)
+    shared = [name for name in evidence if name.startswith("attribution.")]
+    evidence = {n: max(letter, "D") if n in shared else letter for n, letter in evidence.items()}
     weakest = max(evidence, key=lambda name: GRADES.index(evidence[name]))
     start = evidence[weakest]
     reasons = [f"The evidence {weakest} is graded {start}."]
     if len(evidence) > 1:
         others = ", ".join(f"{name} {letter}" for name, letter in evidence.items() if name != weakest)
         reasons = [f"The weakest evidence that the amount needs, {weakest}, is graded {start} (also used: {others})."]
+    if shared:
+        reasons.append(f"{listed(shared)}: attributed only; credit was shared out, and nothing was compared.")
     steps = 0
     for name, value in values.items():
         short = lacks(value, today)

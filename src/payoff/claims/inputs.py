@@ -231,8 +231,14 @@ def bind_effects(
     counts a population, so an effect on some of it is spread over all of it."""
     measured: dict[tuple[str, str, str], _Measured] = {}
     references: dict[tuple[str, str, str], list[Effect]] = {}
+    compared = [name for name in claim.evidence if not name.startswith("attribution.")]
     for effect in effects:
-        one = _measure(effect, claim.evidence, results, level, everyone)
+        if not compared:
+            raise Refused(
+                f"{effect} has no number: the claim's evidence ({', '.join(claim.evidence)}) is attributed, and nothing was compared",
+                "Add an experiment to the evidence, or write attributed(NAME, MODEL) in its place.",
+            )
+        one = _measure(effect, compared, results, level, everyone)
         key = (one.evidence, one.estimate.metric, one.estimate.contrast)
         measured.setdefault(key, one)
         references.setdefault(key, []).append(effect)
@@ -295,7 +301,7 @@ def _triangular(value: float, low: float, high: float, rng: np.random.Generator,
     return np.where(u < mode, low + width * np.sqrt(u * mode), high - width * np.sqrt((1 - u) * (1 - mode)))
 
 
-def _reach(value: float, low: float, high: float) -> tuple[float, float]:
+def reach(value: float, low: float, high: float) -> tuple[float, float]:
     """Where to look for a break-even: from zero to ten times the value, on its own side of zero, and all of its range."""
     return min(low, 0.0, 10 * value), max(high, 0.0, 10 * value)
 
@@ -312,7 +318,7 @@ def bind_money(
         Input(label, kind, value.value, low, high, unit, value.source, value.owner, value.expires, tuple(notes)),
         phrase,
         _triangular(value.value, low, high, rng, draws),
-        _reach(value.value, low, high),
+        reach(value.value, low, high),
     )
 
 
@@ -356,6 +362,6 @@ def bind_count(
         Input(label, kind, float(count.value), low, high, unit, of, None, None, tuple(notes)),
         phrase,
         np.maximum(count.value + se * normal, 0.0),
-        _reach(count.value, low, high),
+        reach(count.value, low, high),
         (reference,),
     )

@@ -109,7 +109,7 @@ class Input:
     """One number that the claim is computed from, with its range and who stands behind it."""
 
     name: str
-    kind: str  # effect, value, volume, population or cost
+    kind: str  # effect, attributed, value, volume, population or cost
     value: float
     low: float
     high: float
@@ -149,6 +149,22 @@ class Swing:
 
 
 @dataclass(frozen=True, slots=True)
+class Compared:
+    """What one model of an attribution credits, to be read beside the claim's amount; None where nothing can be shown."""
+
+    name: str
+    model: str
+    value: float | None
+    low: float | None
+    high: float | None
+    unit: str
+    sentence: str
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
 class ClaimResult:
     """A priced claim. ``finding`` is the sentence to lead with; ``verdict`` is what the interval of the net shows.
 
@@ -181,6 +197,7 @@ class ClaimResult:
     currency: str
     period: str | None
     owner: str | None
+    compare: tuple[Compared, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -209,6 +226,7 @@ class ClaimResult:
             "assumptions": list(self.assumptions),
             "notes": list(self.notes),
             "net_quantiles": list(self.net_quantiles),
+            "compare": [one.to_dict() for one in self.compare],
         }
 
 

@@ -592,9 +592,12 @@ class Checker:
                 "wrong-model",
                 "participation credits a conversion to every touchpoint on its path, so its credit has no total; name a touchpoint",
             )
-        if part.touchpoint is not None and part.touchpoint not in declared.touchpoints:
-            split = [t for t in declared.touchpoints if t in self.spec.touchpoints and self.spec.touchpoints[t].by]
-            if not split and self.sure("touchpoints", *declared.touchpoints):
+        stop, split, _ = (part.touchpoint or "").partition(
+            ": "
+        )  # "channel: Email" is one value of a touchpoint by values
+        if part.touchpoint is not None and self.sure("touchpoints", *declared.touchpoints):
+            by = stop in declared.touchpoints and self.spec.touchpoints[stop].by is not None
+            if stop not in declared.touchpoints or (split and not by):
                 known = hint(part.touchpoint, declared.touchpoints) or f"; they are {', '.join(declared.touchpoints)}"
                 problem(
                     "unknown-touchpoint",
