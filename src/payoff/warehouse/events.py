@@ -16,7 +16,7 @@ from payoff.warehouse.query import Query, fragment, sql
 from payoff.warehouse.sources import Catalog, View, to_us
 from payoff.warehouse.statements import Step
 
-_AHEAD_US = 86_400_000_000
+AHEAD_US = 86_400_000_000
 """A clock a day fast is a time zone; one faster than that is wrong."""
 
 
@@ -60,7 +60,7 @@ def clock_us(view: View) -> exp.Expr:
 
 
 def _window_of_time(view: View, now_us: int) -> exp.Expr:
-    return fragment("$t >= 0 AND $t <= $most", t=clock_us(view), most=now_us + _AHEAD_US)
+    return fragment("$t >= 0 AND $t <= $most", t=clock_us(view), most=now_us + AHEAD_US)
 
 
 def rows_of(
@@ -126,7 +126,7 @@ def profile_step(catalog: Catalog, event: Event, entity: str, now_us: int, *, id
         """,
         u=unit,
         t=t,
-        most=now_us + _AHEAD_US,
+        most=now_us + AHEAD_US,
         inside=_window_of_time(view, now_us),
         repeated=repeated,
         base=Query(base),

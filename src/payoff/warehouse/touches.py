@@ -1,0 +1,412 @@
+"""Touches and conversions as rows (unit, time, code): what credit and paths are made of.
+
+Each source is read once, however many touchpoints or outcomes are conditions over it; a row may serve several. Rows enter as
+``events`` says; rows that repeat a declared id enter once (the earliest). A touchpoint ``by`` an expression is one touchpoint a
+value, as many as ``MOST_VALUES``; the rest go by "(other)", NULL by "(none)".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from sqlglot import exp
+
+from payoff.spec.journeys import JourneyDesign
+from payoff.spec.nouns import Outcome, Touchpoint
+from payoff.warehouse.events import AHEAD_US, EventProfile, clock_us
+from payoff.warehouse.query import Query, column, conjunction, fragment, sql
+from payoff.warehouse.sources import Catalog, View, to_us
+from payoff.warehouse.statements import Step
+
+MOST_VALUES = 100
+NONE, OTHER = "(none)", "(other)"
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """One touchpoint as credit goes to it: ``label`` is its name, or ``name: value`` of a touchpoint by values; ``code`` its order.
+
+    ``rows``: rows that enter. ``unnamed``: its value is NULL.
+    """
+
+    code: int
+    label: str
+    touchpoint: str
+    direct: bool
+    rows: int
+    unnamed: bool = False
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Mark:
+    """Rows of a source that are one thing: ``name`` is the touchpoint or outcome, ``number`` its place among them.
+
+    ``columns`` are what is taken from each row, the same names for all marks of a reading.
+    """
+
+    number: int
+    name: str
+    where: exp.Expr | None
+    columns: Mapping[str, exp.Expr]
+    by: exp.Expr | None = None
+
+
+@dataclass(slots=True)
+class Reading:
+    """All marks over one source; what ``look`` found: rows by mark, whether a row serves two, whether an id repeats."""
+
+    view: View
+    entity: str
+    now_us: int
+    marks: tuple[Mark, ...]
+    rows: dict[int, int] = field(default_factory=dict)
+    overlaps: bool = True
+    profile: EventProfile | None = None
+
+    @property
+    def source(self) -> str:
+        return self.view.name
+
+    # ---------------------------------------------------------------- what is there
+
+    def profile_step(self) -> Step:
+        """The statement that counts what enters and what does not, by mark."""
+        unit, t = self.view.unit(self.entity), clock_us(self.view)
+        each = [
+            exp.alias_(
+                fragment("count(*) FILTER (WHERE $w)", w=conjunction(self._inside(), m.where)), f"mark_{m.number}"
+            )
+            for m in self.marks
+        ]
+        # marks are counted by the row: two on one row are an overlap
+        marked: exp.Expr = exp.convert(0)
+        for m in self.marks:
+            marked = fragment("$a + CASE WHEN $w THEN 1 ELSE 0 END", a=marked, w=conjunction(m.where))
+        ids = self.view.source.id
+        repeated = (
+            fragment("NULL") if ids is None else fragment("count($id) - count(DISTINCT $id)", id=self.view.scalar(ids))
+        )
+        query = sql(
+            """
+            SELECT count(*) AS n, count(*) FILTER (WHERE $u IS NULL) AS without_unit,
+                   count(*) FILTER (WHERE $u IS NOT NULL AND $t IS NULL) AS without_time,
+                   count(*) FILTER (WHERE $u IS NOT NULL AND $t < 0) AS before_1970,
+                   count(*) FILTER (WHERE $u IS NOT NULL AND $t > $most) AS ahead,
+                   min($t) FILTER (WHERE $inside) AS first_us, max($t) FILTER (WHERE $inside) AS last_us,
+                   $repeated AS repeated, count(*) FILTER (WHERE $marked > 1) AS overlaps, $each
+            FROM base
+            """,
+            u=unit,
+            t=t,
+            most=self.now_us + AHEAD_US,
+            inside=self._inside(),
+            repeated=repeated,
+            marked=exp.paren(marked),
+            each=each,
+            base=Query(self._base()),
+        )
+        return self._step(f"look at {self.source}", "rows that enter and rows that do not, by what they are", query)
+
+    def look(self, catalog: Catalog) -> Step:
+        step = self.profile_step()
+        found = catalog.engine.row(step.query, step.name, self.source)
+        lost = {k: int(found[k]) for k in ("without_unit", "without_time", "before_1970", "ahead")}
+        first, last = (None if found[k] is None else int(found[k]) for k in ("first_us", "last_us"))
+        through = last
+        if self.view.clock is not None and self.view.source.through is not None:
+            through = to_us(self.view.source.through, self.view.clock.zone)
+        self.rows = {m.number: int(found[f"mark_{m.number}"]) for m in self.marks}
+        self.overlaps = int(found["overlaps"]) > 0
+        self.profile = EventProfile(
+            source=self.source,
+            rows=int(found["n"]) - sum(lost.values()),
+            first_us=first,
+            last_us=last,
+            through_us=through,
+            fingerprint=catalog.fingerprint(self.view.relation),
+            repeated=None if found["repeated"] is None else int(found["repeated"]),
+            **lost,
+        )
+        return step
+
+    def values_step(self, mark: Mark) -> Step:
+        """The commonest values of a touchpoint by values, and how many rows each has."""
+        assert mark.by is not None
+        query = sql(
+            """
+            SELECT value, n FROM (SELECT CAST($by AS VARCHAR) AS value, count(*) AS n FROM base GROUP BY ALL)
+            ORDER BY (value IS NULL) DESC, n DESC, value LIMIT $most
+            """,
+            by=mark.by,
+            base=Query(self._base(mark).where(self._inside())),
+            most=MOST_VALUES + 1,
+        )
+        return self._step(f"values of {mark.name}", "the commonest values; the rest are taken together", query)
+
+    # ---------------------------------------------------------------- rows
+
+    @property
+    def unit_type(self) -> str:
+        return self.view.type_of(self.view.unit(self.entity))
+
+    def query(
+        self, low_us: exp.Expr | int | None = None, high_us: exp.Expr | int | None = None, text: bool = False
+    ) -> Query:
+        """SELECT unit (``text``: as VARCHAR), us, mark, value (text, of a mark by values) and the marks' columns; both bounds are included. No order."""
+        view, names = self.view, list(self.marks[0].columns)
+        unit = view.unit(self.entity)
+        row = [
+            exp.alias_(exp.cast(unit, "VARCHAR") if text else unit, "unit"),
+            exp.alias_(clock_us(view), "us"),
+        ]
+        rows = self._base().where(self._inside())
+        for bound, way in ((low_us, ">="), (high_us, "<=")):
+            if isinstance(bound, int):
+                assert view.clock is not None
+                pair = (bound, None) if way == ">=" else (None, bound)
+                for condition in view.clock.between(*pair):  # by which files and row groups are skipped
+                    rows = rows.where(condition)
+            if bound is not None:
+                rows = rows.where(fragment(f"$t {way} $bound", t=clock_us(view), bound=bound))
+        if view.source.id is not None and (self.profile is None or self.profile.repeated):
+            first = fragment(
+                "$id IS NULL OR row_number() OVER (PARTITION BY $id ORDER BY $t, $u) = 1",
+                id=view.scalar(view.source.id),
+                t=clock_us(view),
+                u=view.unit(self.entity),
+            )
+            rows = rows.qualify(first)
+        if self.overlaps and len(self.marks) > 1:
+            marks = exp.Array(expressions=[self._struct(m, names) for m in self.marks])
+            inner = rows.select(*row, exp.alias_(fragment("unnest($marks)", marks=marks), "it"), append=False)
+            out: list[exp.Expr] = [column("unit"), column("us")]
+            out += [exp.alias_(fragment(f"struct_extract(it, '{n}')"), n) for n in ("mark", "value", *names)]
+            return Query(exp.select(*out).from_(inner.subquery("marked")).where(fragment("it IS NOT NULL")))
+        picked = [exp.alias_(self._pick({m: exp.convert(m.number) for m in self.marks}, "SMALLINT"), "mark")]
+        by: dict[Mark, exp.Expr] = {
+            m: exp.null() if m.by is None else exp.cast(m.by.copy(), "VARCHAR") for m in self.marks
+        }
+        picked.append(exp.alias_(self._pick(by, "VARCHAR"), "value"))
+        picked += [exp.alias_(self._pick({m: m.columns[n] for m in self.marks}, None), n, quoted=True) for n in names]
+        return Query(rows.select(*row, *picked, append=False))
+
+    def _struct(self, mark: Mark, names: Sequence[str]) -> exp.Expr:
+        by = exp.null() if mark.by is None else mark.by.copy()
+        parts: dict[str, exp.Expr] = {
+            "mark": exp.cast(exp.convert(mark.number), "SMALLINT"),
+            "value": exp.cast(by, "VARCHAR"),
+        }
+        parts |= {n: mark.columns[n].copy() for n in names}
+        struct = exp.Struct(
+            expressions=[exp.PropertyEQ(this=exp.to_identifier(n, quoted=True), expression=e) for n, e in parts.items()]
+        )
+        return fragment("CASE WHEN $c THEN $struct END", c=conjunction(mark.where), struct=struct)
+
+    def _pick(self, of: Mapping[Mark, exp.Expr], kind: str | None) -> exp.Expr:
+        """The one of the marks' expressions whose condition holds (at most one does)."""
+        texts = {e.sql("duckdb") for e in of.values()}
+        if len(texts) == 1:
+            picked: exp.Expr = next(iter(of.values())).copy()
+        else:
+            choice = exp.Case()
+            for mark, e in of.items():
+                choice = choice.when(conjunction(mark.where), e.copy())
+            picked = choice
+        return picked if kind is None else exp.cast(picked, kind)
+
+    def _base(self, only: Mark | None = None) -> exp.Select:
+        wheres = [m.where for m in self.marks if only is None or m is only]
+        rows = self.view.rows()
+        if any(w is None for w in wheres):
+            return rows
+        return rows.where(exp.or_(*(exp.paren(w.copy()) for w in wheres if w is not None)))
+
+    def _inside(self) -> exp.Expr:
+        return fragment(
+            "$u IS NOT NULL AND $t >= 0 AND $t <= $most",
+            u=self.view.unit(self.entity),
+            t=clock_us(self.view),
+            most=self.now_us + AHEAD_US,
+        )
+
+    def _step(self, name: str, purpose: str, query: Query) -> Step:
+        known = set(self.view.relation.columns)
+        columns = tuple(sorted({c.name for c in query.tree.find_all(exp.Column) if c.name in known}))
+        return Step(name, self.source, purpose, columns, (), query)
+
+
+def _readings(catalog: Catalog, design: JourneyDesign, marks: Sequence[tuple[str, Mark]]) -> tuple[Reading, ...]:
+    by_source: dict[str, list[Mark]] = {}
+    for source, mark in marks:
+        by_source.setdefault(source, []).append(mark)
+    return tuple(
+        Reading(catalog.view(source), design.entity, design.now_us, tuple(of)) for source, of in by_source.items()
+    )
+
+
+def outcome_readings(catalog: Catalog, design: JourneyDesign, outcomes: Mapping[str, Outcome]) -> tuple[Reading, ...]:
+    """One reading a source; the column ``worth`` is a conversion's value (DOUBLE; 1 where conversions are only counted)."""
+    marks = []
+    for number, (name, outcome) in enumerate(outcomes.items()):
+        view = catalog.view(outcome.event.source)
+        where = None if outcome.event.where is None else view.condition(outcome.event.where)
+        worth = exp.cast(exp.convert(1), "DOUBLE") if outcome.value is None else view.number(outcome.value)
+        marks.append((view.name, Mark(number, name, where, {"worth": worth})))
+    return _readings(catalog, design, marks)
+
+
+class Touches:
+    """The touchpoints of a design. ``look`` first (it reads the sources' rows); then ``stops`` and ``query``.
+
+    For a plan, nothing is looked at: a touchpoint by values then counts as one.
+    """
+
+    def __init__(self, catalog: Catalog, design: JourneyDesign) -> None:
+        self._catalog, self._declared = catalog, dict(design.touchpoints)
+        marks = [(t.source, self._mark(n, name, t)) for n, (name, t) in enumerate(self._declared.items())]
+        self.readings = _readings(catalog, design, marks)
+        self._values: dict[int, list[tuple[str | None, int]]] = {}
+        self.steps: list[Step] = []
+
+    def _mark(self, number: int, name: str, touchpoint: Touchpoint) -> Mark:
+        view = self._catalog.view(touchpoint.source)
+        chosen = exp.false() if touchpoint.personalised is None else view.condition(touchpoint.personalised)
+        cost: exp.Expr = exp.cast(exp.null(), "DOUBLE")
+        if isinstance(touchpoint.cost, str):
+            cost = view.number(touchpoint.cost)
+        return Mark(
+            number,
+            name,
+            None if touchpoint.where is None else view.condition(touchpoint.where),
+            {"personalised": fragment("coalesce($c, false)", c=exp.paren(chosen)), "cost": cost},
+            None if touchpoint.by is None else view.scalar(touchpoint.by),
+        )
+
+    def plan(self) -> list[Step]:
+        """What ``look`` would run. Reads no rows."""
+        out = []
+        for reading in self.readings:
+            out.append(reading.profile_step())
+            out += [reading.values_step(m) for m in reading.marks if m.by is not None]
+        return out
+
+    def look(self) -> None:
+        for reading in self.readings:
+            self.steps.append(reading.look(self._catalog))
+            for mark in reading.marks:
+                if mark.by is not None:
+                    step = reading.values_step(mark)
+                    self.steps.append(step)
+                    rows = self._catalog.engine.fetch(step.query, step.name, reading.source).to_pylist()
+                    self._values[mark.number] = [(r["value"], int(r["n"])) for r in rows]
+
+    @property
+    def profiles(self) -> dict[str, EventProfile]:
+        return {r.source: r.profile for r in self.readings if r.profile is not None}
+
+    @property
+    def stops(self) -> tuple[Stop, ...]:
+        """Touchpoints in declared order, those by values in order of their rows, then the rest, then NULL."""
+        rows = {number: n for r in self.readings for number, n in r.rows.items()}
+        found: list[Stop] = []
+
+        def stop(label: str, name: str, n: int, unnamed: bool = False) -> None:
+            found.append(Stop(len(found), label, name, self._declared[name].direct, n, unnamed))
+
+        for number, (name, declared) in enumerate(self._declared.items()):
+            if declared.by is None or number not in self._values:
+                stop(name, name, rows.get(number, 0))
+                continue
+            named, nulls, others = self._split(number, rows.get(number, 0))
+            for value, n in named:
+                stop(f"{name}: {_quoted(value)}", name, n)
+            if others:
+                stop(f"{name}: {OTHER}", name, others)
+            if nulls or not (named or others):
+                stop(f"{name}: {NONE}", name, nulls, unnamed=True)
+        return tuple(found)
+
+    def _split(self, number: int, rows: int) -> tuple[list[tuple[str, int]], int, int]:
+        """The values of a mark that are touchpoints of their own; rows with NULL; rows with any other value."""
+        values = self._values[number]
+        named = [(v, n) for v, n in values if v is not None][:MOST_VALUES]
+        nulls = sum(n for v, n in values if v is None)
+        return named, nulls, rows - nulls - sum(n for _, n in named)
+
+    @property
+    def unit_types(self) -> set[str]:
+        return {r.unit_type for r in self.readings}
+
+    def query(
+        self, low_us: exp.Expr | int | None = None, high_us: exp.Expr | int | None = None, text: bool = False
+    ) -> Query:
+        """SELECT unit (``text``: as VARCHAR, as sources of several types need), us, code, personalised, cost of every touch between
+        the bounds (both included). No order."""
+        branches: list[exp.Query] = [r.query(low_us, high_us, text).tree for r in self.readings]
+        union = branches[0]
+        for branch in branches[1:]:
+            union = exp.union(union, branch, distinct=False)
+        by_number, coded = self._codes()
+        if not coded:
+            code: exp.Expr = exp.cast(column("mark", "m"), "SMALLINT")
+            if [by_number[n] for n in sorted(by_number)] != sorted(by_number):
+                code = self._choice(by_number)
+            return sql("SELECT m.unit, m.us, $code AS code, m.personalised, m.cost FROM m", code=code, m=Query(union))
+        numbers, values, codes = zip(*coded, strict=True)
+        return sql(
+            """
+            SELECT m.unit, m.us, CAST(coalesce(k.code, $rest) AS SMALLINT) AS code, m.personalised, m.cost
+            FROM m LEFT JOIN named_values AS k ON k.mark = m.mark AND k.value IS NOT DISTINCT FROM m.value
+            """,
+            rest=self._choice(by_number),
+            m=Query(union),
+            named_values=sql(
+                "SELECT unnest($numbers) AS mark, unnest($of) AS value, unnest($codes) AS code",
+                numbers=_array(numbers),
+                of=exp.cast(_array(values), exp.DataType.build("VARCHAR[]", dialect="duckdb")),
+                codes=_array(codes),
+            ),
+        )
+
+    def _codes(self) -> tuple[dict[int, int], list[tuple[int, str | None, int]]]:
+        """The code of each mark without values, or of what has no code of its own; and (mark, value, code) of those that do."""
+        rest: dict[int, int] = {}
+        coded: list[tuple[int, str | None, int]] = []
+        at = 0
+        for number, (_, declared) in enumerate(self._declared.items()):
+            if declared.by is None or number not in self._values:
+                rest[number] = at
+                at += 1
+                continue
+            rows = next(r.rows.get(number, 0) for r in self.readings if any(m.number == number for m in r.marks))
+            named, nulls, others = self._split(number, rows)
+            for value, _ in named:
+                coded.append((number, value, at))
+                at += 1
+            if others:
+                rest[number] = at
+                at += 1
+            if nulls or not (named or others):
+                coded.append((number, None, at))
+                rest.setdefault(number, at)
+                at += 1
+            rest.setdefault(number, at - 1)
+        return rest, coded
+
+    @staticmethod
+    def _choice(by_number: Mapping[int, int]) -> exp.Expr:
+        choice = exp.Case()
+        for number, code in by_number.items():
+            choice = choice.when(fragment("m.mark = $n", n=number), exp.convert(code))
+        return exp.cast(choice, "SMALLINT")
+
+
+def _array(values: Sequence[str | int | None]) -> exp.Array:
+    return exp.Array(expressions=[exp.convert(v) for v in values])
+
+
+def _quoted(value: str) -> str:
+    """A value as part of a label; one that reads like our own words is quoted, and nothing in it may break a line."""
+    text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in value)
+    return f"'{text}'" if text in (NONE, OTHER, "") else text
