@@ -492,6 +492,8 @@ def test_a_90_day_window_has_closed_for_most_customers() -> None:
         ({"holdout": 0.0}, "holdout is a share"),
         ({"audience": 1.0}, "audience is a share"),
         ({"seed": -1}, "a seed is a whole number from 0"),
+        ({"worth": (0.1, 0.1, 0.1)}, "worth is four numbers"),
+        ({"worth": (0.1, 0.1, 0.1, float("nan"))}, "worth is four numbers between -2 and 2"),
     ],
 )
 def test_a_knob_out_of_range_is_refused(knobs: dict[str, Any], message: str) -> None:

@@ -99,6 +99,18 @@ def test_all_that_is_personal_together_is_what_the_holdout_measures(small: Compa
         assert generic[name].equals(plain[name]), name
 
 
+def test_worth_is_a_knob_that_moves_what_a_touchpoint_brings_and_not_what_comes_without_it(small: Company) -> None:
+    world = replace(SMALL, worth=(0.5, 0.0, 0.3, -0.4))
+    other = make_company(world)
+    told = {name: other.truth["touchpoints"][name]["conversions"] for name in TOUCHPOINTS}
+    assert told["home"] > small.truth["touchpoints"]["home"]["conversions"]
+    assert told["search"] == other.truth["touchpoints"]["search"]["personalised"]["conversions"]
+    assert told["paid_social"] < 0
+    assert other.tables["touches"].equals(small.tables["touches"])
+    with_knob, without = (potential_world(w, without=list(TOUCHPOINTS)) for w in (world, SMALL))
+    assert with_knob == without
+
+
 def test_nothing_is_worth_anything_in_the_null_world() -> None:
     truth = make_company(replace(SMALL, null=True)).truth
     for name, told in truth["touchpoints"].items():

@@ -93,8 +93,9 @@ TOUCHPOINTS: Final = {
     "direct": "direct",
 }
 """Touchpoints by the names of the definitions, and what the log calls them."""
-WORTH: Final = {"home": 0.06, "search": 0.55, "recs": 0.12, "paid_social": 0.10}
-"""What using a surface, or an advertisement of the last week, adds to the wish to buy: it is gone when the touchpoint is."""
+WORTHY: Final = (*SURFACES, "paid_social")
+SHIPPED: Final = (0.06, 0.55, 0.12, 0.10)
+"""What using these adds to the wish to buy, in the shipped world: it is gone when the touchpoint is."""
 EMAIL_NEEDED: Final = 0.4
 """The share of e-mail orders that would not have been placed without the e-mail."""
 PERSONAL_SHARE: Final = {"home": 0.2, "search": 0.3, "recs": 0.5}
@@ -111,7 +112,8 @@ class World:
     ``customers``; ``days`` of data after ``start``; ``seed``; ``effect`` multiplies every true effect (1 is the shipped world,
     negative turns harm and benefit around); ``skew`` is the standard deviation of the log of customer value; ``null`` switches
     every effect off, exactly (an A/A world whose arms differ in name only). Two knobs set the power: ``holdout``, the share of
-    customers kept generic, and ``audience``, the share of customers who take e-mail.
+    customers kept generic, and ``audience``, the share of customers who take e-mail. ``worth`` is what using home, search or
+    recommendations, or a click on an advertisement in the last week, adds to the wish to buy, on the logit scale.
     """
 
     customers: int = 60_000
@@ -122,6 +124,7 @@ class World:
     null: bool = False
     holdout: float = 0.10
     audience: float = 0.70
+    worth: tuple[float, ...] = SHIPPED
     start: date = date(2025, 9, 1)
 
     def __post_init__(self) -> None:
@@ -138,6 +141,10 @@ class World:
         for name, share in (("holdout", self.holdout), ("audience", self.audience)):
             if not 0 < share < 1:
                 raise UsageError(f"{name} is a share between 0 and 1 (both excluded), not {share}")
+        if len(self.worth) != len(WORTHY) or not all(-2 <= worth <= 2 for worth in self.worth):
+            raise UsageError(
+                f"worth is four numbers between -2 and 2, for home, search, recs and paid_social, not {self.worth}"
+            )
         if self.seed < 0:
             raise UsageError(f"a seed is a whole number from 0, not {self.seed}")
 
@@ -349,8 +356,8 @@ def _personal(latent: _Latent, setting: _Setting, surface: str) -> BoolArray:
 def _wish(latent: _Latent, setting: _Setting) -> tuple[FloatArray, FloatArray]:
     """The (s,) score that buys, and the (s,) strength of what personalisation is left.
 
-    The score drawn is that of a company with all its touchpoints, so what is off takes its worth away: that of a surface from
-    the visits that would have used its generic form. (Whoever clicks only because the page is personal does not need the page.)
+    The score drawn is that of the shipped company with all its touchpoints, so what is off takes its worth away: that of a surface
+    from the visits that would have used its generic form. (Whoever clicks only because the page is personal does not need it.)
     """
     on: FloatArray = np.where(setting.personalised[latent.user] & latent.served, latent.lift, 0.0)
     gone = (setting.off | setting.plain) & set(SURFACES)
@@ -360,11 +367,11 @@ def _wish(latent: _Latent, setting: _Setting) -> tuple[FloatArray, FloatArray]:
         left = sum((PERSONAL_SHARE[f] * latent.shown[f] for f in SURFACES if f not in gone), nothing)
         on = on * left / whole
     score: FloatArray = latent.buy_score + BUY_LIFT * on
-    for surface in SURFACES:
-        if surface in setting.off:
-            score = score - latent.lift * WORTH[surface] * (latent.shown[surface] & (latent.click_score[surface] > 0))
-    if "paid_social" in setting.off:
-        score = score - latent.lift * WORTH["paid_social"] * latent.ways.primed
+    for name, worth, shipped in zip(WORTHY, latent.world.worth, SHIPPED, strict=True):
+        more = (0.0 if name in setting.off else worth) - shipped
+        if more != 0:
+            met = latent.ways.primed if name not in SURFACES else latent.shown[name] & (latent.click_score[name] > 0)
+            score = score + latent.lift * more * met
     return score, on
 
 
@@ -591,7 +598,7 @@ def _truth(latent: _Latent, observed: dict[str, Rows], exposed: dict[str, IntArr
     with_it, without = worlds["global_holdout"]
     incremental = revenue(with_it) - revenue(without)
     return {
-        "world": {**asdict(latent.world), "start": latent.world.start.isoformat()},
+        "world": {**asdict(latent.world), "worth": list(latent.world.worth), "start": latent.world.start.isoformat()},
         "through": str(np.datetime64(latent.end, "us")),
         "experiments": experiments,
         "last_touch_attributed_revenue": attributed,
