@@ -17,7 +17,7 @@ PROJECT     = --no-deps --no-build-isolation --editable .
 UV_COMPILE  = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --fork-strategy fewest \
 	--generate-hashes --no-emit-index-url --no-header $(UPGRADE)
 
-.PHONY: help demo test test-slow simulations check bench docs lock clean
+.PHONY: help demo test test-slow simulations attribution check bench docs lock clean
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 
@@ -35,6 +35,9 @@ test-slow: $(VENV)/.dev ## simulations over many worlds with known truth
 
 simulations: $(VENV)/.dev ## the proof table, docs/simulations.md: what is not yet computed of it, on all cores
 	$(BIN)/python -m tests.simulations
+
+attribution: $(VENV)/.dev ## docs/attribution_models.md: models of attribution beside the truth, in simulated companies
+	$(BIN)/python -m tests.simulations.attribution --workers $(WORKERS)
 
 check: $(VENV)/.dev ## format, lint, types, layers
 	$(BIN)/ruff format --check src tests
