@@ -18,9 +18,9 @@ from payoff.estimate import Draws, FloatArray, t_quantile
 Rule = Literal["first", "last", "last_non_direct", "linear", "participation", "time_decay", "position", "custom"]
 
 FEW = 20.0
-"""Converting units behind a figure (as if all weighed alike) below which its interval is doubtful. With values whose spread is their
-mean, 95% intervals were seen to hold the truth 93% of the time or more above it where values are not heavily skewed, and 90%
-where their logarithm has a standard deviation of 1.5; without the widening for few units, 85% to 92%."""
+"""Units behind a figure, as if all weighed alike, below which its interval is doubtful. In simulation 95% intervals of totals and
+shares held the truth 93% of the time or more, from 20 converters of like value to 1,000 whose values' logarithm has a standard
+deviation of 1.5; with fewer, or heavier tails, a sample mostly lacks the large values that there are."""
 
 
 def rule_weights(
