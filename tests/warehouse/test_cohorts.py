@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -136,7 +137,7 @@ class Slow:
             ends = [0, *(int(b.total_seconds() * 1e6) for b in kept.brackets)]
         else:
             ends = [int(kept.period.total_seconds() * 1e6) * k for k in range(kept.periods + 2)]
-        return list(zip(ends, ends[1:], strict=False))
+        return list(pairwise(ends))
 
     def answer(self) -> dict[str, tuple[Any, ...]]:
         out: dict[str, tuple[Any, ...]] = {}
