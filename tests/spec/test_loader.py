@@ -343,7 +343,7 @@ def test_what_belongs_in_the_root_file_is_refused_elsewhere(make: Make) -> None:
 
 @pytest.mark.parametrize(
     "section",
-    ["studies", "rewards", "policies", "models", "touchpoints", "attribution", "funnels", "tree", "trees"],
+    ["studies", "rewards", "policies", "models", "tree", "trees"],
 )
 def test_sections_of_later_work_are_refused_as_not_known(make: Make, section: str) -> None:
     (found,) = problems(make(email=EMAIL, a=f"{section}: {{x: {{}}}}"))
@@ -470,7 +470,7 @@ CASES: list[tuple[str, str, str]] = [
     ("after: clicks", "after: {source: klicks, within: 2d}", "error[unknown-source]: 'klicks' is not a source; did you mean 'clicks'?"),
     ("from: orders, column: amount,", "from: ordrs, column: amount,", "error[unknown-source]: 'ordrs' is not a source; did you mean 'orders'?"),
     ("links: {sends: send_id}}\n  clicks", "links: {send: send_id}}\n  clicks", "email.yml:3:76 error[unknown-source]: 'send' is not a source; did you mean 'sends'?"),
-    ("{table: sends,", "{table: sends, sql: SELECT 1,", "email.yml:2:3 error[bad-value]: a source has exactly one of table, file or sql"),
+    ("{table: sends,", "{table: sends, sql: SELECT 1,", "email.yml:2:3 error[bad-value]: a source has exactly one of table, file, sql or sessions"),
     ("{table: orders,", "{file: orders.csv, connection: main,", "error[bad-value]: a file source has no connection"),
     ("table: orders,", "table: [orders],", "error[wrong-type]: 'table' must be text, not a list"),
     ("{table: orders, time: ordered_at, entity: {user: user_id}}", "orders", "email.yml:5:11 error[wrong-type]: a source is a map, such as orders: {table: orders,"),
@@ -526,7 +526,7 @@ CASES: list[tuple[str, str, str]] = [
     ("low: 0.9", "low: 2", "holdout.yml:13:3 error[bad-value]: low <= value <= high does not hold: 2, 1, 1.1"),
     ("euro: {value", "2euro: {value", "holdout.yml:13:3 error[bad-name]: '2euro' is not a name: letters, digits and underscores, not starting with a digit"),
     ("claims.personalisation,", "claims.personalization,", "holdout.yml:23:40 error[unknown-claim]: 'personalization' is not a claim; did you mean 'personalisation'?"),
-    ("metrics.margin]", "models.intent]", "error[unknown-entry]: 'models.intent' cannot be shown in this version; name claims.X, experiments.X, programmes.X or metrics.X"),
+    ("metrics.margin]", "models.intent]", "error[unknown-entry]: 'models.intent' cannot be shown in this version; name claims.X, experiments.X, programmes.X, metrics.X, attribution.X, funnels.X, cohorts.X or paths.X"),
 ]  # fmt: skip
 
 
@@ -537,10 +537,13 @@ def test_each_mistake_is_named_at_its_place(make: Make, old: str, new: str, expe
     assert any(expected in p for p in found), "\n".join(found)
 
 
-def test_all_the_mistakes_of_a_file_are_reported_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["mistakes", "journeys"])
+def test_all_the_mistakes_of_a_file_are_reported_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
     monkeypatch.delenv("SHOP_UNSET", raising=False)
-    (tmp_path / "payoff.yml").write_bytes((GOLDEN / "mistakes.yml").read_bytes())
-    assert problems(tmp_path) == (GOLDEN / "mistakes.txt").read_text().splitlines()
+    (tmp_path / "payoff.yml").write_bytes((GOLDEN / f"{name}.yml").read_bytes())
+    assert problems(tmp_path) == (GOLDEN / f"{name}.txt").read_text().splitlines()
 
 
 def test_problems_are_sorted_by_file_and_line_and_have_a_machine_form(make: Make) -> None:
@@ -904,7 +907,11 @@ def sections_of_the_documentation() -> dict[str, str]:
         ("connections", nouns.DuckDBConnection),
         ("connections", nouns.LedgerConnection),
         ("entities", nouns.Entity),
+        ("identity", nouns.Identity),
         ("sources", nouns.Source),
+        ("sessions", nouns.SessionsOf),
+        ("channels", nouns.ChannelRule),
+        ("channels", nouns.ChannelPreset),
         ("metrics", nouns.CountMetric),
         ("metrics", nouns.SumMetric),
         ("metrics", nouns.MeanMetric),
@@ -929,6 +936,17 @@ def sections_of_the_documentation() -> dict[str, str]:
         ("cannibalisation", nouns.Cannibalisation),
         ("bayes", nouns.Prior),
         ("programmes", nouns.Programme),
+        ("touchpoints", nouns.Touchpoint),
+        ("spending", nouns.Spend),
+        ("conversions", nouns.Outcome),
+        ("attribution", nouns.Attribution),
+        ("models", nouns.Model),
+        ("funnels", nouns.Funnel),
+        ("steps of a funnel", nouns.FunnelStep),
+        ("breakdown", nouns.Breakdown),
+        ("cohorts", nouns.Cohort),
+        ("retention", nouns.Retention),
+        ("paths", nouns.Journey),
         ("values", nouns.Value),
         ("values", nouns.Cost),
         ("claims", nouns.Claim),
@@ -957,12 +975,12 @@ def test_every_kind_of_metric_and_every_code_is_documented() -> None:
     assert {kind for kind in METRIC_KINDS if f"| `{kind}` |" not in sections["metrics"]} == set()
     rows = re.findall(r"^\| (`.*?) \|", sections["Error codes"], re.MULTILINE)
     documented = {code for row in rows for code in re.findall(r"`([a-z0-9-]+)`", row)}
-    texts = [GOLDEN / "mistakes.txt", *Path(__file__).parent.glob("test_*.py")]
+    texts = [*GOLDEN.glob("*.txt"), *Path(__file__).parent.glob("test_*.py")]
     found = "".join(path.read_text() for path in texts)
     tested = set(re.findall(r"error\[([a-z0-9-]+)\]|\[([a-z]+-[a-z-]+)\]: |\"([a-z]+-[a-z-]+)\"", found))
     assert documented <= {code for pair in tested for code in pair}
     here = Path(yamlfile.__file__).parent
-    source = "".join((here / f"{name}.py").read_text() for name in ("yamlfile", "loader", "references"))
+    source = "".join((here / f"{name}.py").read_text() for name in ("yamlfile", "loader", "references", "journey_references"))
     used = set(
         re.findall(
             r"(?:[Pp]roblem|_stop|_nothing|Problem|Obstacle|return)\(?\s*\(?(?:name, [^\"]*|steps, |\(\), )?\"([a-z0-9]+(?:-[a-z0-9]+)*)\",",

@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from payoff.spec.yamlfile import Step, Steps
 
 
+TESTS = ("reconcile_with", "between_arms_of")
+"""Keys of an attribution that name an experiment."""
+
+
 class JourneyChecker:
     def __init__(self, checker: Checker) -> None:
         self.checker, self.project, self.spec = checker, checker.project, checker.spec
@@ -76,6 +80,11 @@ class JourneyChecker:
             self._spend(journey.cost, *at("cost"))
         if isinstance(journey, Funnel):
             self._funnel(name, journey)
+        if isinstance(journey, Attribution):
+            for key in TESTS:
+                experiment = getattr(journey, key)
+                if experiment is not None:
+                    self.checker.known("experiments", experiment, "an experiment", *at(key))
         if (section, name) in self.checker.doubtful or not self._sound(journey):
             return
         entity = self.project.find_journey_entity(f"{section}.{name}")
@@ -84,6 +93,8 @@ class JourneyChecker:
                 message = "what the unit of this is, is not clear; add entity: NAME"
                 self.checker.problem("no-entity", message, section, name, key=True)
             return
+        if entity not in self.checker.entities:
+            return  # said where it is named
         for inside, source in read:
             declared = self.spec.sources[source]
             if self.project.unit_column(declared, entity) is None:
@@ -131,9 +142,9 @@ class JourneyChecker:
             if model.kind == "last_non_direct" and not direct:
                 message = "no touchpoint here is marked direct: true, so last_non_direct passes over nothing"
                 self.checker.problem("missing-key", message, *at("models", index))
-        for key in ("reconcile_with", "between_arms_of"):
+        for key in TESTS:
             experiment = getattr(attribution, key)
-            if experiment is not None and self.checker.known("experiments", experiment, "an experiment", *at(key)):
+            if experiment is not None:
                 self._tested(f"attribution.{name}", experiment, entity, *at(key))
         for touchpoint, declared in touchpoints.items():
             place = ("touchpoints", touchpoint, "experiment")

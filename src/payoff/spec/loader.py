@@ -651,7 +651,7 @@ class _Loading:
         for name, entry in sources:
             mapped = [*_map(_map(entry).get("entity")), _map(entry).get("one_row_per")]
             found |= {entity for entity in mapped if isinstance(entity, str)}
-            if ("sources", name) in self.doubtful and mapped == [None]:
+            if ("sources", name) in self.doubtful and mapped == [None] and "sessions" not in _map(entry):
                 self.doubtful.add(("entities", ""))  # it may have meant to map one
         return found
 
@@ -869,7 +869,7 @@ class _Loading:
             try:
                 return model.model_validate(left, strict=strict)
             except ValidationError as error:
-                details = error.errors(include_url=False)
+                details = [d for d in error.errors(include_url=False) if not _short_by_fault(left, d)]
             cut: list[Steps] = []
             # Unknown keys first: one that is a slip explains the key that is missing.
             for detail in sorted(details, key=lambda d: d["type"] != "extra_forbidden"):
@@ -964,6 +964,12 @@ def _located(entry: Tree, loc: Iterable[Step]) -> Steps:
             continue
         found.append(step)  # the last may be a key that is missing
     return tuple(found)
+
+
+def _short_by_fault(entry: Tree, detail: ErrorDetails) -> bool:
+    """Whether a list is only called too short because items of it are wrong, which is said of each."""
+    written = _at(entry, _located(entry, detail["loc"])) if detail["type"] == "too_short" else None
+    return isinstance(written, tuple) and len(written) >= detail["ctx"]["min_length"]
 
 
 def _child(node: Tree, step: Step) -> tuple[Tree] | None:

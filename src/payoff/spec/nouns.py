@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from difflib import get_close_matches
 from itertools import pairwise
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal, cast, get_args
 from zoneinfo import ZoneInfo
 
 from pydantic import (
@@ -961,9 +961,8 @@ def _model(raw: object) -> object:
             return {"kind": raw, "half_life": timedelta(days=7)}
         if raw not in _PLAIN_MODELS:
             known = (*_PLAIN_MODELS, "time_decay", "position", "custom")
-            raise ValueError(
-                f"{shown(raw)} is not a model of attribution{hint(raw, known)}; models are {', '.join(known)}"
-            )
+            near = hint(raw, known) or f"; models are {', '.join(known)}"
+            raise ValueError(f"{shown(raw)} is not a model of attribution{near}")
         return {"kind": raw}
     if isinstance(raw, dict) and "kind" not in raw:
         if len(raw) != 1:
@@ -1015,9 +1014,35 @@ class Model(Noun):
         return self
 
 
-ModelRef = Annotated[
-    Model, BeforeValidator(_model), _Or((("type", "string"), ("enum", [*_PLAIN_MODELS, "time_decay"])))
-]
+def _model_schema() -> tuple[tuple[str, Any], ...]:
+    """A name, or a map of the name alone."""
+    half_life = {"type": "string", "pattern": _DURATION.pattern}
+    weights = {"type": "array", "items": {"type": "number", "minimum": 0}, "minItems": 3, "maxItems": 4}
+    order = {"type": "integer", "minimum": 1, "maximum": 4}
+    keys: dict[str, dict[str, Any]] = {kind: {} for kind in get_args(ModelKind)}
+    keys |= {"time_decay": {"half_life": half_life}, "position": {"weights": weights}, "markov": {"order": order}}
+    keys["custom"] = {"weight": {"type": "string", "minLength": 1}}
+    own = {"position": [weights], "custom": [keys["custom"]["weight"]]}
+    alone = {
+        kind: {
+            "anyOf": [
+                *own.get(kind, ()),
+                {"type": "object", "properties": inner | {"name": {"type": "string"}}, "additionalProperties": False},
+            ]
+        }
+        for kind, inner in keys.items()
+    }
+    of_one = {
+        "type": "object",
+        "properties": alone,
+        "additionalProperties": False,
+        "minProperties": 1,
+        "maxProperties": 1,
+    }
+    return (("anyOf", [{"type": "string", "enum": [*_PLAIN_MODELS, "time_decay"]}, of_one]),)
+
+
+ModelRef = Annotated[Model, BeforeValidator(_model), _Or(_model_schema())]
 
 
 def model_names(models: Iterable[Model]) -> tuple[str, ...]:
@@ -1057,9 +1082,12 @@ class Attribution(Noun):
     conversions: dict[Name, OutcomeRef] = Field(default_factory=dict)
     touchpoints: tuple[Name, ...] = Field(min_length=1)
     entity: Name | None = None
-    window: Annotated[tuple[Duration, ...], Field(min_length=1, max_length=10), BeforeValidator(_durations)] = (
-        timedelta(days=30),
-    )
+    window: Annotated[
+        tuple[Duration, ...],
+        Field(min_length=1, max_length=10),
+        BeforeValidator(_durations),
+        _Or((("type", "string"), ("pattern", _DURATION.pattern))),
+    ] = (timedelta(days=30),)
     models: tuple[ModelRef, ...] = Field(min_length=1, max_length=30)
     starts: Moment | None = None
     ends: Moment | None = None
