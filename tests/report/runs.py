@@ -8,12 +8,18 @@ from dataclasses import replace
 from statistics import NormalDist
 from typing import Any, Literal
 
-from payoff.estimate import Correction, Normal
+import numpy as np
+
+from payoff.estimate import Bounds, Correction, Draws, Estimate, IntervalKind, Normal, Uncertainty
 from payoff.result import (
+    Assumption,
     Capping,
+    Check,
     Closer,
     Diluted,
     Displacement,
+    Flow,
+    FlowEdge,
     Interaction,
     Look,
     OverTime,
@@ -21,11 +27,17 @@ from payoff.result import (
     Peeking,
     Posterior,
     Precision,
+    Provenance,
+    Reconciled,
+    Reconciliation,
+    Result,
     SegmentRow,
     Segments,
     Span,
+    Stitching,
     TimePoint,
 )
+from payoff.stats.proportion import poisson_count, wilson
 
 Json = dict[str, Any]
 
@@ -1165,7 +1177,509 @@ def withheld_rich() -> Json:
     return one
 
 
+# ---------------------------------------------------------------- journeys
+
+
+def _described(
+    estimand: str,
+    metric: str,
+    contrast: str,
+    value: float,
+    spread: Uncertainty,
+    unit: str,
+    n: dict[str, int],
+    labels: dict[str, str | int],
+    kind: IntervalKind = "confidence",
+    segment: str | None = None,
+) -> Estimate:
+    return Estimate(estimand, metric, contrast, value, unit, spread, kind, n, segment=segment, labels=labels)
+
+
+def _share(k: int, n: int) -> tuple[float, Bounds]:
+    return k / n, Bounds(*wilson(k, n, 0.95), 0.95)
+
+
+def _counted(k: int) -> Bounds:
+    return Bounds(*poisson_count(k, 0.95), 0.95)
+
+
+def _journey(name: str, method: str, question: str, finding: str, estimates: list[Estimate], **more: Any) -> Json:
+    given: dict[str, Any] = {
+        "design": "descriptive",
+        "verdict": "descriptive",
+        "grade": "",
+        "arms": (),
+        "readings": (),
+        "checks": (Check("clock", "pass", 0.0, "no row lies before 1970 or in the future"),),
+        "assumptions": (Assumption("Events are recorded when they happen", "clock"),),
+        "provenance": Provenance(
+            (("rows", SQL),), "3f9c1b7a", "c0ffee42", 7, "2026-12-15T00:00:00+00:00", {"payoff": "0.1.0"}
+        ),
+        "owner": "ana@acme.example",
+    } | more
+    return Result(
+        name=name, method=method, question=question, finding=finding, estimates=tuple(estimates), **given
+    ).to_dict()
+
+
+def funnel_result(scale: int = 1, classes: tuple[str, ...] = ("phone", "desktop", "(none)")) -> Json:
+    """Engagement to an order that was kept, in all and by device."""
+    steps = ("engagement", "cart", "checkout", "kept for 30 days")
+    shares = {None: (1.0, 0.312, 0.641, 0.884)} | {
+        c: (1.0, 0.36 - 0.05 * k, 0.6 + 0.03 * k, 0.9 - 0.01 * k) for k, c in enumerate(classes)
+    }
+    entered = {None: 48_213 // scale} | {c: (48_213 // scale) // (k + 2) for k, c in enumerate(classes)}
+    estimates = []
+    for segment, of in shares.items():
+        reached = entrants = entered[segment]
+        for k, (step, share) in enumerate(zip(steps, of, strict=True)):
+            before, reached = reached, round(reached * share)
+            labels: dict[str, str | int] = {"step": step, "position": k + 1}
+            where = f"{step}{f' ({segment})' if segment else ''}"
+
+            def add(
+                estimand: str, value: float, spread: Bounds, unit: str, n: int, at: Any = (labels, where, segment)
+            ) -> None:
+                estimates.append(
+                    _described(
+                        estimand, str(at[0]["step"]), at[1], value, spread, unit, {"units": n}, at[0], segment=at[2]
+                    )
+                )
+
+            add("units reaching step", float(reached), _counted(reached), "units", reached)
+            if k:
+                add("share of entrants reaching step", *_share(reached, entrants), "share", entrants)
+                add("share of the step before", *_share(reached, before), "share", before)
+                hours = 3600.0 * (3.2, 0.11, 24.0 * 30)[k - 1]
+                add("median time from the step before", hours, Bounds(hours * 0.94, hours * 1.05, 0.95), "s", reached)
+    return _journey(
+        "funnels.engagement_to_kept",
+        "funnel",
+        "How many who engage keep what they order?",
+        "Of 48,213 users who entered, 17.7% (17.3% to 18.0%) reached kept for 30 days; the largest loss is between engagement and cart",
+        estimates,
+        left_out={"units still inside their window": 1_204, "rows without a user": 12},
+        closer=Closer(stitching=(_stitching(),)),
+    )
+
+
+def _stitching() -> Stitching:
+    return Stitching(
+        entity="user",
+        source="identifies",
+        pairs=61_240,
+        ids=118_022,
+        units=59_411,
+        largest=(("u-104", 14), ("u-9", 11), ("u-77", 9)),
+        shared=(("device-5", 3), ("device-81", 2)),
+        shared_count=2,
+        blocked=(("guest", 4_120), ("00000000-0000-0000-0000-000000000000", 318)),
+        too_large=(("kiosk-1", 40_112),),
+        before={"units": 88_120, "paths over several devices": 0},
+        after={"units": 59_411, "paths over several devices": 12_931},
+        sentence="118,022 ids of users are 59,411 units; 12,931 paths lead over several devices",
+    )
+
+
+def cohort_result() -> Json:
+    """Fourteen weekly cohorts: the young ones have few closed periods, and one cell is hidden."""
+    rng = np.random.default_rng(11)
+    estimates: list[Estimate] = []
+    weeks = [f"2026-{8 + (d + 2) // 31:02d}-{(d + 2) % 31 + 1:02d}" for d in range(0, 98, 7)]
+    sizes = [int(x) for x in rng.integers(820, 1490, len(weeks))]
+    pooled: dict[int, list[int]] = {}
+    for i, (week, size) in enumerate(zip(weeks, sizes, strict=True)):
+        estimates.append(
+            _described(
+                "units in cohort",
+                "units",
+                f"cohort {week}",
+                float(size),
+                _counted(size),
+                "units",
+                {"units": size},
+                {"cohort": week},
+            )
+        )
+        for k in range(min(13, len(weeks) - i)):
+            active = size if k == 0 else int(rng.binomial(size, 0.34 * k**-0.55 + 0.02))
+            if (i, k) == (2, 6):
+                continue  # too few units to show
+            labels: dict[str, str | int] = {"cohort": week, "period": k}
+            where = f"cohort {week}, period {k}"
+            estimates.append(
+                _described("retention", "active", where, *_share(active, size), "share", {"eligible": size}, labels)
+            )
+            money = 11.0 * math.log1p(k + 0.6) * (1 + 0.1 * math.sin(i))
+            estimates.append(
+                _described(
+                    "cumulative revenue per unit",
+                    "revenue",
+                    where,
+                    money,
+                    Normal(0.06 * money + 0.1),
+                    "USD",
+                    {"units": size},
+                    labels,
+                )
+            )
+            pooled.setdefault(k, []).append(i)
+            pooled[k].append(active)
+    everyone = sum(sizes)
+    of_all: dict[str, str | int] = {"cohort": "(all)"}
+    estimates.append(
+        _described(
+            "units in cohort",
+            "units",
+            "all cohorts",
+            float(everyone),
+            _counted(everyone),
+            "units",
+            {"units": everyone},
+            of_all,
+        )
+    )
+    for k, pairs in pooled.items():
+        n = sum(sizes[i] for i in pairs[::2])
+        at = {**of_all, "period": k}
+        where = f"all cohorts, period {k}"
+        estimates.append(
+            _described("retention", "active", where, *_share(sum(pairs[1::2]), n), "share", {"eligible": n}, at)
+        )
+        money = 11.0 * math.log1p(k + 0.6)
+        estimates.append(
+            _described(
+                "cumulative revenue per unit",
+                "revenue",
+                where,
+                money,
+                Normal(0.02 * money + 0.05),
+                "USD",
+                {"units": n},
+                at,
+            )
+        )
+    for week, size in zip((*weeks[:4], "(all)"), (*sizes[:4], everyone), strict=True):
+        cost = 14.2 + size % 7 / 5
+        estimates.append(
+            _described(
+                "CAC",
+                "cost",
+                f"CAC of {week}",
+                cost,
+                Bounds(cost * 0.95, cost * 1.06, 0.95),
+                "USD",
+                {"units": size},
+                {"cohort": week},
+            )
+        )
+        if week != weeks[2]:
+            estimates.append(
+                _described(
+                    "payback",
+                    "revenue",
+                    f"payback of {week}",
+                    28.0,
+                    Bounds(21.0, 35.0, 0.95),
+                    "days",
+                    {"units": size},
+                    {"cohort": week},
+                    "bounds",
+                )
+            )
+    for i, week in enumerate(weeks):
+        for state, n in (
+            ("new", sizes[i]),
+            ("returning", 300 + 90 * i),
+            ("resurrected", 40 + 12 * i),
+            ("dormant", 240 + 55 * i),
+        ):
+            estimates.append(
+                _described(
+                    "units in state",
+                    "active",
+                    f"{state} in {week}",
+                    float(n),
+                    _counted(n),
+                    "units",
+                    {"units": n},
+                    {"period": week, "state": state},
+                )
+            )
+        if i % 4 == 0:
+            share = 0.18 + 0.004 * i
+            estimates.append(
+                _described(
+                    "stickiness",
+                    "active",
+                    f"stickiness in {week}",
+                    share,
+                    Normal(0.006),
+                    "share",
+                    {"units": 1200 + i},
+                    {"period": week},
+                )
+            )
+    return _journey(
+        "cohorts.signups",
+        "cohort",
+        "Do those who sign up come back, and what are they worth?",
+        "Of 16,000 users who began, 27.1% (26.4% to 27.8%) were active in week 1 and 9.6% (8.9% to 10.4%) in week 12",
+        estimates,
+        left_out={"cells of fewer than 50 units": 1},
+        refusals=(),
+    )
+
+
+def path_result() -> Json:
+    paths = (
+        ("email > search", 2_310), ("search", 1_904), ("recommendations > search", 1_377), ("email > recommendations > search", 860),
+        ("paid_social > email > home > search > recommendations > search > recommendations", 412), ("home", 198),
+    )  # fmt: skip
+    total = 12_431
+    estimates = []
+    for rank, (path, n) in enumerate(paths, 1):
+        labels: dict[str, str | int] = {"path": path, "rank": rank}
+        estimates.append(
+            _described("journeys on path", "journeys", path, float(n), _counted(n), "journeys", {"journeys": n}, labels)
+        )
+        estimates.append(
+            _described("share of journeys", "journeys", path, *_share(n, total), "share", {"journeys": total}, labels)
+        )
+    estimates.append(
+        _described(
+            "median time to convert",
+            "time",
+            "all journeys",
+            3.4 * 86400,
+            Bounds(3.3 * 86400, 3.6 * 86400, 0.95),
+            "s",
+            {"journeys": total},
+            {},
+        )
+    )
+    surfaces = ("search", "recommendations", "email", "home", "paid_social")
+    edges = [
+        FlowEdge(-1, s, "(conversion)", n) for s, n in zip(surfaces, (5_910, 3_310, 1_420, 1_011, 402), strict=True)
+    ]
+    for step, scale in ((-2, 0.55), (-3, 0.3), (-4, 0.12)):
+        for i, a in enumerate(surfaces):
+            for j, b in enumerate(surfaces):
+                n = int(1_100 * scale / (1 + 0.6 * i + 0.35 * j))
+                if a != b and n > 60:
+                    edges.append(FlowEdge(step, a, b, n))
+    return _journey(
+        "paths.to_purchase",
+        "path",
+        "What do people meet before they buy?",
+        "The most common of 12,431 journeys is email > search: 18.6% (17.9% to 19.3%)",
+        estimates,
+        closer=Closer(flow=Flow(tuple(edges), total, 311, "Stops are counted back from the conversion")),
+        left_out={"conversions without a touch": 1_910},
+    )
+
+
+MODELS = ("first", "last", "linear", "time_decay", "position", "markov", "shapley", "participation")
+
+
+def attribution_result(
+    touchpoints: tuple[str, ...] = ("recommendations", "search", "email", "paid_social"),
+    models: tuple[str, ...] = ("first", "last", "linear", "markov", "shapley"),
+    windows: tuple[str, ...] = ("30d", "7d"),
+    conversions: tuple[str, ...] = ("orders", "signups"),
+    reconciled: bool = True,
+) -> Json:
+    """Credit that adds up, in every model, conversion and window."""
+    rng = np.random.default_rng(5)
+    estimates: list[Estimate] = []
+
+    def add(estimand: str, value: float, se: float, unit: str, labels: dict[str, str | int]) -> None:
+        draws = Draws(value + se * rng.standard_normal(200))
+        where = ", ".join(str(x) for x in labels.values())
+        estimates.append(
+            _described(
+                estimand,
+                str(labels["conversion"]),
+                where,
+                value,
+                draws,
+                unit,
+                {"conversions": 8_000},
+                labels,
+                "bootstrap",
+            )
+        )
+
+    for conversion in conversions:
+        total = 8_000.0 if conversion == conversions[0] else 3_100.0
+        for window in windows:
+            rest = 0.08 + 0.05 * windows.index(window)
+            for m, model in enumerate(models):
+                weights = np.array([1 / (1 + k + 0.7 * ((k * 3 + m) % 4)) for k in range(len(touchpoints))])
+                shares = weights / weights.sum() * (1 - rest)
+                cells = [*zip(touchpoints, shares, strict=True), ("(unattributed)", rest), ("(total)", 1.0)]
+                for point, share in cells:
+                    at: dict[str, str | int] = {
+                        "model": model,
+                        "touchpoint": point,
+                        "conversion": conversion,
+                        "window": window,
+                    }
+                    add("attributed conversions", total * share, 0.02 * total * share + 9, "conversions", at)
+                    add("attributed value", 61.5 * total * share, 1.4 * total * share + 700, "USD", at)
+                    if point != "(total)":
+                        add("share of conversions", share, 0.011, "share", at)
+                        add("share of value", share, 0.013, "share", at)
+                    if point == "paid_social":
+                        add("attributed value per cost", 61.5 * total * share / 41_000, 0.06, "", at)
+                        add("cost per attributed conversion", 41_000 / (total * share), 1.9, "USD", at)
+    for k, model in enumerate(models[:3]):
+        labels: dict[str, str | int] = {
+            "model": model,
+            "touchpoint": "(total)",
+            "conversion": conversions[0],
+            "window": windows[0],
+        }
+        estimates.append(
+            _described("difference in attributed value per unit", conversions[0], "personalised vs generic", 0.84 - 0.3 * k, Normal(0.21), "USD",
+                       {"personalised": 88_120, "generic": 9_804}, labels)
+        )  # fmt: skip
+    found = tuple(_reconciled(model, touchpoints) for model in models[:3]) if reconciled else ()
+    return _journey(
+        "attribution.personalisation",
+        "attribution",
+        "Which touchpoints are orders attributed to?",
+        "Last credits search with 38% (36% to 40%) of attributed value, linear with 31% (30% to 33%); the models disagree by up to 14 points",
+        estimates,
+        grade="D",
+        checks=(
+            Check("conserved", "pass", 0.0, "credit and the unattributed add up to the total in every model"),
+            Check("cap", "warn", 3.0, "3 users had more than 100,000 pairs of touch and conversion: 41,220 of their oldest touches were dropped"),
+        ),
+        closer=Closer(reconciliation=found, stitching=(_stitching(),)),
+        left_out={"conversions without a user": 41},
+    )  # fmt: skip
+
+
+def _reconciled(model: str, touchpoints: tuple[str, ...]) -> Reconciliation:
+    shift = 1 + 0.1 * MODELS.index(model)
+    rows = [
+        Reconciled(touchpoints[0], "holdout", span(128_000 * shift, 4_100), span(52_000, 14_000), span(0.41 / shift, 0.11), ""),
+        Reconciled(touchpoints[1], "remainder", span(96_000 * shift, 3_800), span(39_000, 10_800), span(0.41 / shift, 0.11), ""),
+        Reconciled(
+            touchpoints[2], "own experiment", span(61_000 * shift, 2_900), span(8_000, 5_200), span(0.13, 0.09),
+            "its own experiment shows $8,000 (-$2,200 to $18,200), below what is attributed to it",
+        ),
+        Reconciled(touchpoints[3], "not personalised", span(22_000 * shift, 1_800), None, None, ""),
+    ]  # fmt: skip
+    return Reconciliation(
+        experiment="global_holdout",
+        contrast="personalised vs generic",
+        model=model,
+        metric="value",
+        unit="USD",
+        units=88_120,
+        attributed=span(285_000 * shift, 8_200),
+        incremental=span(99_000, 21_000),
+        ratio=span(0.347 / shift, 0.074),
+        anyway=span(1 - 0.347 / shift, 0.074),
+        rows=tuple(rows),
+        rule="touchpoints with an experiment of their own keep it; what is left is spread in proportion to credit",
+        reason="",
+        sentence=f"By {model}, more is attributed than the holdout shows to be incremental",
+    )
+
+
+def journeys() -> Json:
+    """All four kinds of journey, and an experiment of a funnel's name."""
+    experiment = email_result()
+    experiment["name"] = "experiments.engagement_to_kept"
+    return run(
+        results=[attribution_result(), funnel_result(), cohort_result(), path_result(), experiment],
+        reports={
+            "credit": {"audience": "cmo", "show": ["attribution.personalisation"]},
+            "steps": {"audience": "cmo", "show": ["funnels.engagement_to_kept"]},
+            "test": {"audience": "cmo", "show": ["experiments.engagement_to_kept"]},
+            "none": {"audience": "cmo", "show": ["cohorts.engagement_to_kept"]},
+        },
+    )
+
+
+def funnel() -> Json:
+    return run(results=[funnel_result()])
+
+
+def cohort() -> Json:
+    return run(results=[cohort_result()])
+
+
+def path() -> Json:
+    return run(results=[path_result()])
+
+
+def attribution() -> Json:
+    return run(results=[attribution_result()])
+
+
+def many_models() -> Json:
+    """Twelve touchpoints, eight models, three windows."""
+    points = (
+        "recommendations",
+        "search",
+        "email",
+        "paid_social",
+        "home",
+        "push",
+        "sms",
+        "affiliates",
+        "direct",
+        "display",
+        "tv",
+        "referral",
+    )
+    return run(results=[attribution_result(points, MODELS, ("30d", "7d", "1d"), ("orders",), reconciled=False)])
+
+
+def compared() -> Json:
+    """A measured claim with what is attributed beside it."""
+    one = holdout()
+    one["claims"][0]["compare"] = [
+        {
+            "name": "attribution.personalisation", "model": model, "value": value, "low": value * 0.95, "high": value * 1.04,
+            "unit": "USD", "sentence": f"By {model}, this much is attributed to personalised touchpoints: attributed, not caused",
+        }
+        for model, value in (("last", 4.1e6), ("markov", 3.6e6))
+    ] + [{"name": "attribution.search", "model": "", "value": None, "low": None, "high": None, "unit": "USD", "sentence": "it was refused: no conversion had a touch"}]  # fmt: skip
+    one["results"].append(attribution_result())
+    return one
+
+
+def hostile_journeys() -> Json:
+    """Touchpoints, models, steps, cohorts and paths with names that try to break out, or burst the layout."""
+    one = run(results=[attribution_result(), funnel_result(1000), path_result()])
+    names = {
+        "recommendations": HOSTILE,
+        "search": RTL,
+        "linear": f"\x1b[31m{LONG[:90]}",
+        "email": LONG[:120],
+        "checkout": f"<b onmouseover=x>{LONG[:60]}",
+        "device-5": "\u202e<img src=x>",
+    }
+    for result in one["results"]:
+        for key in ("estimates", "closer"):
+            result[key] = rename(result[key], names)
+    return one
+
+
 ALL = {
+    "journeys": journeys,
+    "funnel": funnel,
+    "cohort": cohort,
+    "path": path,
+    "attribution": attribution,
+    "many_models": many_models,
+    "compared": compared,
+    "hostile_journeys": hostile_journeys,
     "rich": rich,
     "peeked": peeked,
     "programme": programme,

@@ -56,7 +56,7 @@ def test_sentences_use_only_numbers_that_the_tables_show(name: str) -> None:
                 shown |= numbers(f"{quantity.text} {quantity.range}")
         for look in section.looks.segments:
             shown |= numbers(f"{look.attribute} {look.harmed}")
-        if not section.withheld:
+        if not section.withheld and section.journey is None:  # a journey leads with the sentence of its method
             assert numbers(section.finding) <= shown
     for claim in figures.claims:
         shown = {"95%"} | numbers(f"{claim.net.text} {claim.net.range} {claim.statement}")

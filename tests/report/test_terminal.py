@@ -23,7 +23,14 @@ def squeezed(text: str) -> str:
 def test_every_figure_is_printed(name: str) -> None:
     figures = build(runs.ALL[name]())
     printed = squeezed(terminal.text(runs.ALL[name]()))
+    folded = [
+        q for s in figures.sections for part in s.parts for grid in part.grids if grid.folded for q in grid.quantities()
+    ]
+    shown = {id(q) for s in figures.sections for part in s.parts for q in part.quantities(folded=False)}
+    away = {id(q) for q in folded} - shown
     for quantity in figures.quantities():
+        if id(quantity) in away:
+            continue
         assert quantity.text in printed
         short = squeezed(without_unit(quantity.text, quantity.range))
         assert squeezed(quantity.range) in printed or short in printed

@@ -16,7 +16,21 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from payoff import formats
 from payoff.errors import ConnectionFailed, UsageError, did_you_mean
 from payoff.report import charts
-from payoff.report.figures import GRADES, STATES, ArmLevel, Figures, Section, build, of_result, sentence, uncapital
+from payoff.report.figures import (
+    GRADES,
+    STATES,
+    ArmLevel,
+    AttributionFigures,
+    CohortFigures,
+    Figures,
+    FunnelFigures,
+    PathFigures,
+    Section,
+    build,
+    of_result,
+    sentence,
+    uncapital,
+)
 
 LIGHT: Mapping[str, str] = {"paper": "#faf8f4", "card": "#ffffff", **charts.PALETTE}
 DARK: Mapping[str, str] = {
@@ -98,7 +112,27 @@ def _of_section(section: Section) -> dict[str, list[Draw]]:
         "cannibalisation": [partial(charts.cannibalisation, look) for look in looks.cannibalisation],
         "precision": [partial(charts.precision, looks.precision)] if looks.precision else [],
         "peeking": [partial(charts.peeking, looks.peeking)] if looks.peeking and looks.peeking.looks else [],
+        **_of_journey(section),
     }
+
+
+def _of_journey(section: Section) -> dict[str, list[Draw]]:
+    journey, title = section.journey, section.title
+    drawn: dict[str, list[Draw]] = {name: [] for name in JOURNEYS}
+    if isinstance(journey, FunnelFigures):
+        drawn["funnel"] = [partial(charts.funnel, journey, title)]
+        drawn["funnel"] += [partial(charts.funnel_classes, journey, title)] if journey.classes else []
+    elif isinstance(journey, CohortFigures):
+        drawn["retention"] = [partial(charts.retention, journey, title)] if journey.periods else []
+        drawn["revenue"] = [partial(charts.revenue, journey, title)] if journey.curves else []
+        drawn["lifecycle"] = [partial(charts.lifecycle, journey, title)] if journey.states else []
+    elif isinstance(journey, PathFigures):
+        drawn["paths"] = [partial(charts.paths, journey, title)] if journey.rows else []
+        drawn["flow"] = [partial(charts.flow, journey, title)] if journey.edges else []
+    elif isinstance(journey, AttributionFigures):
+        drawn["credit"] = [partial(charts.credit, journey, title)]
+        drawn["reconciliation"] = [partial(charts.reconciliation, r, title) for r in journey.reconciliations[:1]]
+    return drawn
 
 
 def _sentence(text: str) -> str:
@@ -172,13 +206,14 @@ def page(figures: Figures) -> str:
 # ---------------------------------------------------------------- one thing at a time
 
 
-WHATS = ("effects", "segments", "over_time", "cumulative", "cannibalisation", "precision", "peeking")
+JOURNEYS = ("funnel", "retention", "revenue", "lifecycle", "paths", "flow", "credit", "reconciliation")
+WHATS = ("effects", "segments", "over_time", "cumulative", "cannibalisation", "precision", "peeking", *JOURNEYS)
 """What ``chart`` may be asked for."""
 
 
 def chart(run: Mapping[str, Any], what: str | None = None) -> str:
     """A chart of a run as SVG text: ``what`` is one of ``WHATS``; by default a claim's bridge from amount to net, else the
-    first result's effects. Several charts of one kind stand under one another.
+    first result's effects, or the leading picture of a journey. Several charts of one kind stand under one another.
 
     Raises UsageError where there is no such chart, naming those there are.
     """
@@ -192,6 +227,8 @@ def chart(run: Mapping[str, Any], what: str | None = None) -> str:
         if found is not None:
             return found.wide
     drawn = [_of_section(section) for section in figures.sections]
+    if what is None and not any(d["effects"] for d in drawn):
+        what = next((name for name in JOURNEYS if any(d[name] for d in drawn)), None)
     ones = next((d[what or "effects"] for d in drawn if d[what or "effects"]), [])
     if not ones:
         there = [name for name in WHATS if any(d[name] for d in drawn)]
@@ -201,7 +238,9 @@ def chart(run: Mapping[str, Any], what: str | None = None) -> str:
             raise UsageError("there is nothing to plot: no figure was given, only the reasons why not")
         raise UsageError(f"there is no chart of '{what or 'effects'}' here; there is {', '.join(there)}")
     shown = _called(ones)
-    return shown[0].wide if what in (None, "effects") else charts.stacked(shown)
+    return (
+        shown[0].wide if what in (None, "effects") or (len(shown) == 1 and what in JOURNEYS) else charts.stacked(shown)
+    )
 
 
 def snippet(data: Mapping[str, Any]) -> str:

@@ -17,6 +17,7 @@ from payoff.report.figures import (
     ClaimFigures,
     Effect,
     Figures,
+    Grid,
     Looks,
     PeekingLook,
     Programme,
@@ -28,6 +29,7 @@ from payoff.report.figures import (
     build,
     sentence,
 )
+from payoff.report.figures import Part as GridPart
 
 _STYLES = {"strong": "bold blue", "good": "green", "quiet": "", "warn": "yellow", "bad": "bold red", "off": "dim"}
 _WIDEST = 100
@@ -166,6 +168,12 @@ class _Printer:
         self._space()
         self._pairs([(formats.shorten(name, 24), words) for name, words in rows], 2)
         self._list("What would overturn this", c.overturns, 2)
+        if c.compare and not self.brief:
+            lines = [
+                f"{x.name}, {x.model}: {f'{x.quantity.full}; ' if x.quantity is not None else ''}{x.sentence}"
+                for x in c.compare
+            ]
+            self._list("Beside it: what is attributed", lines, 2)
         if self.brief:
             return
         self._list(
@@ -193,6 +201,9 @@ class _Printer:
             self._effect(effect, s.withheld)
         if s.programme is not None:
             self._programme(s.programme)
+        shown = [p for p in s.parts if any(not g.folded for g in p.grids)]
+        for part in shown[: (1 if s.journey is not None else 0)] if self.brief else s.parts:
+            self._whole_part(part)
         if not self.brief:
             self._arms(s)
             self._looks(s.looks)
@@ -259,6 +270,40 @@ class _Printer:
             self._line(sentence(words), 2)
         for line in lines:
             self._hanging("\u00b7", line, 4)
+
+    def _whole_part(self, part: GridPart) -> None:
+        open_grids = [grid for grid in part.grids if not grid.folded]
+        folded = len(part.grids) - len(open_grids)
+        self._part(part.title, part.said, ())
+        for grid in open_grids:
+            self._grid(grid)
+        if folded and not self.brief:
+            tables = "A table" if folded == 1 else f"{folded} tables"
+            self._line(f"{tables} more of this: in the HTML report, and in --json.", 4)
+
+    def _grid(self, grid: Grid) -> None:
+        """Side by side where all of it fits, with intervals beside the numbers or below them; else each row written out. Nothing
+        is ever cut."""
+        self._hanging("", grid.caption, 3)
+        words = [[c.short for c in row] for row in grid.rows]
+        below = [["\n".join(c.lines) for c in row] for row in grid.rows]
+        for cells in (words, below):
+            needed = [
+                max(cell_len(line) for text in column for line in text.split("\n"))
+                for column in zip(grid.heads, *cells, strict=True)
+            ]
+            if sum(needed) + 2 * (len(needed) - 1) <= self.width - 4:
+                table = Table.grid(padding=(0, 2))
+                for k in range(len(needed)):
+                    table.add_column(no_wrap=True, justify="right" if k else "left")
+                table.add_row(*(self._text(head, "bold") for head in grid.heads))
+                for row in cells:
+                    table.add_row(*(self._text(text) for text in row))
+                self._put(table, 4)
+                return
+        for row in words:
+            said = "; ".join(f"{head}: {text}" for head, text in zip(grid.heads[1:], row[1:], strict=True))
+            self._hanging("\u00b7", f"{row[0]}. {said}", 4)
 
     def _looks(self, k: Looks) -> None:
         if k.precision:

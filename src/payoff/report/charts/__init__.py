@@ -8,7 +8,9 @@ to its light and dark themes. Each SVG carries its numbers in words (<title>, <d
 from __future__ import annotations
 
 from payoff.report.charts.claims import bridge, dots, tornado
+from payoff.report.charts.cohorts import lifecycle, retention, revenue
 from payoff.report.charts.effects import effects
+from payoff.report.charts.journeys import credit, flow, funnel, funnel_classes, paths, reconciliation
 from payoff.report.charts.looks import cannibalisation, over_time, peeking, precision, programme, segments
 from payoff.report.charts.sheet import PALETTE, SVG, Chart, fit, stacked, text_width
 
@@ -18,13 +20,22 @@ __all__ = [
     "Chart",
     "bridge",
     "cannibalisation",
+    "credit",
     "dots",
     "effects",
     "fit",
+    "flow",
+    "funnel",
+    "funnel_classes",
+    "lifecycle",
     "over_time",
+    "paths",
     "peeking",
     "precision",
     "programme",
+    "reconciliation",
+    "retention",
+    "revenue",
     "segments",
     "stacked",
     "text_width",

@@ -6,7 +6,7 @@ import math
 import re
 import unicodedata
 import zlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from xml.etree import ElementTree
@@ -95,8 +95,26 @@ class Sheet:
     def _add(self, style: tuple[Any, ...], row: dict[str, Any]) -> None:
         self.marks.setdefault(style, []).append(row)
 
-    def box(self, x: float, y: float, x2: float, y2: float, colour: str, outline: str | None = None) -> None:
-        self._add(("rect", outline), {"x": min(x, x2), "x2": max(x, x2), "y": y, "y2": y2, "c": PALETTE[colour]})
+    def box(
+        self,
+        x: float,
+        y: float,
+        x2: float,
+        y2: float,
+        colour: str,
+        outline: str | None = None,
+        opacity: float = 1.0,
+        layer: str = "front",
+    ) -> None:
+        """On the layer "under" a box lies below everything, and words may stand upon it."""
+        row = {"x": min(x, x2), "x2": max(x, x2), "y": y, "y2": y2, "c": PALETTE[colour]}
+        self._add(("rect", outline, opacity, layer), row)
+
+    def area(self, ends: Sequence[tuple[float, float, float]], colour: str, opacity: float = 1.0) -> None:
+        """The room between two lines, each given by its height at the same places: (x, y, y2); it lies below everything."""
+        group = f"{sum(len(rows) for rows in self.marks.values())}"
+        for x, y, y2 in ends:
+            self._add(("area", opacity, "under"), {"x": x, "y": y, "y2": y2, "g": group, "c": PALETTE[colour]})
 
     def line(
         self,
@@ -111,8 +129,10 @@ class Sheet:
     ) -> None:
         self._add(("rule", width, dash, layer), {"x": x, "x2": x2, "y": y, "y2": y2, "c": PALETTE[colour]})
 
-    def dot(self, x: float, y: float, colour: str, area: float = 80.0, hollow: bool = False) -> None:
-        self._add(("point", area, hollow), {"x": x, "y": y, "c": PALETTE[colour]})
+    def dot(
+        self, x: float, y: float, colour: str, area: float = 80.0, hollow: bool = False, shape: str = "circle"
+    ) -> None:
+        self._add(("point", area, hollow, shape, ""), {"x": x, "y": y, "c": PALETTE[colour]})
 
     def text(
         self,
@@ -142,7 +162,9 @@ class Sheet:
         height = math.ceil(self.height)
         across = alt.Scale(domain=[0, self.width], nice=False, zero=False)
         down = alt.Scale(domain=[0, height], nice=False, zero=False, reverse=True)
-        order = ("rect", "rule", "point", "text")
+        order = ("area", "rect", "rule", "point", "text")
+        depth = {"under": 0, "back": 1}
+        under: set[int] = set()
         layers: list[alt.Chart] = []
         # By name, and given to the drawing as they are: Altair copies every row in a layer several times.
         rows_of: dict[str, list[dict[str, Any]]] = {}
@@ -155,18 +177,27 @@ class Sheet:
             fill = alt.Fill(field="c", type="nominal", scale=None, legend=None)
             colour = alt.Color(field="c", type="nominal", scale=None, legend=None)
             words = alt.Text(field="t", type="nominal")
-            for style, rows in sorted(self.marks.items(), key=lambda m: (m[0][-1] != "back", order.index(m[0][0]))):
+            for style, rows in sorted(self.marks.items(), key=lambda m: (depth.get(m[0][-1], 2), order.index(m[0][0]))):
+                if style[-1] == "under":
+                    under.add(len(layers))
                 base = alt.Chart(alt.NamedData(name=f"marks-{len(rows_of)}"))
                 rows_of[f"marks-{len(rows_of)}"] = rows
                 if style[0] == "rect":
-                    boxes = base.mark_rect(stroke=PALETTE[style[1]]) if style[1] else base.mark_rect()
+                    thin = {} if style[2] == 1.0 else {"opacity": style[2]}
+                    boxes = base.mark_rect(stroke=PALETTE[style[1]], **thin) if style[1] else base.mark_rect(**thin)
                     layers.append(boxes.encode(x=x, x2=x2, y=y, y2=y2, fill=fill))
+                elif style[0] == "area":
+                    areas = base.mark_area(opacity=style[1])
+                    detail = alt.Detail(field="g", type="nominal")
+                    layers.append(areas.encode(x=x, y=y, y2=y2, fill=fill, detail=detail))
                 elif style[0] == "rule":
                     dash = list(style[2]) or alt.Undefined
                     rules = base.mark_rule(strokeWidth=style[1], strokeDash=dash)
                     layers.append(rules.encode(x=x, x2=x2, y=y, y2=y2, color=colour))
                 elif style[0] == "point":
-                    points = base.mark_point(size=style[1], filled=not style[2], opacity=1, strokeWidth=1.5)
+                    points = base.mark_point(
+                        size=style[1], filled=not style[2], opacity=1, strokeWidth=1.5, shape=style[3]
+                    )
                     layers.append(points.encode(x=x, y=y, color=colour))
                 else:
                     texts = base.mark_text(
@@ -186,7 +217,7 @@ class Sheet:
             spec = {**chart.to_dict(validate=False), "datasets": rows_of}
         version = ".".join(alt.SCHEMA_VERSION.removeprefix("v").split(".")[:2])
         drawn = vl_convert.vegalite_to_svg(spec, vl_version=version, allowed_base_urls=[])
-        return _slim(drawn, self.width, height, title, description)
+        return _slim(drawn, self.width, height, title, description, under)
 
 
 _KEEP = {
@@ -195,18 +226,22 @@ _KEEP = {
 }  # fmt: skip
 
 
-def _slim(svg: str, width: int, height: int, title: str, description: str) -> str:
-    """The drawing alone: one image with a title and a description, without the renderer's scaffolding and its ARIA roles."""
+def _slim(svg: str, width: int, height: int, title: str, description: str, under: Collection[int] = ()) -> str:
+    """The drawing alone: one image with a title and a description, without the renderer's scaffolding and its ARIA roles.
+
+    Marks of the layers ``under`` have that as their class: words may stand upon them.
+    """
     root = ElementTree.fromstring(svg)
     marks: list[ElementTree.Element] = []
 
-    def walk(node: ElementTree.Element, at: tuple[float, float]) -> None:
+    def walk(node: ElementTree.Element, at: tuple[float, float], below: bool) -> None:
         for child in node:
             tag = child.tag.removeprefix(f"{{{SVG}}}")
             shift = re.fullmatch(r"translate\(([-\d.]+),([-\d.]+)\)", child.get("transform", ""))
             here = (at[0] + float(shift[1]), at[1] + float(shift[2])) if shift and tag == "g" else at
             if tag == "g":
-                walk(child, here)
+                layer = re.search(r"\blayer_(\d+)_", child.get("class", ""))
+                walk(child, here, int(layer[1]) in under if layer else below)
             elif (
                 tag in ("path", "line", "text")
                 and child.get("display") != "none"
@@ -222,11 +257,13 @@ def _slim(svg: str, width: int, height: int, title: str, description: str) -> st
                 if kept.get("font-family") == FONT:
                     del kept["font-family"]
                 kept.setdefault("fill", "none")  # as the group did that is left out here; without it a path is black
+                if below:
+                    kept["class"] = "under"
                 mark = ElementTree.Element(tag, kept)
                 mark.text = child.text
                 marks.append(mark)
 
-    walk(root, (0.0, 0.0))
+    walk(root, (0.0, 0.0), False)
     out = ElementTree.Element(
         "svg",
         {

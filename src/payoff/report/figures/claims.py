@@ -23,7 +23,9 @@ from payoff.report.figures.reading import (
     anchor_of,
     data_through,
     finite,
+    full_name,
     grade_text,
+    level_of,
     read_quantity,
     read_unit,
     sentence,
@@ -55,6 +57,16 @@ class BridgeStep:
     start: float
     end: float
     interval: tuple[float, float] | None
+
+
+@dataclass(frozen=True, slots=True)
+class CompareLine:
+    """What an attribution credits, beside a claim that was measured. Without a figure its sentence says why."""
+
+    name: str
+    model: str
+    quantity: Quantity | None
+    sentence: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,9 +119,10 @@ class ClaimFigures:
     n: str
     through: str
     owner: str
+    compare: tuple[CompareLine, ...] = ()
 
 
-_CALL = re.compile(r"(effect|value|volume|population|cost)\((.*)\)")
+_CALL = re.compile(r"(effect|value|volume|population|cost|attributed)\((.*)\)")
 
 
 def _input_name(name: str) -> str:
@@ -121,6 +134,10 @@ def _input_name(name: str) -> str:
         match[1]
     ]
     what, _, more = match[2].partition(",")
+    if match[1] == "attributed":
+        model, _, point = more.partition(",")
+        to = f" to {isolate(human(point.strip()))}" if point.strip() else ""
+        return isolate(f"attributed{to} by {human(model.strip())} ({human(short_name(what.strip()))})")
     how = f" {'over' if match[1] in ('volume', 'population') else 'with'} {more.strip()}" if more else ""
     return isolate(f"{lead}{human(what.strip())}{how}")
 
@@ -143,7 +160,7 @@ def _input(node: Node) -> Input:
     else:
         shown = formats.written(value, low, high, what, change=change)
         text, interval = shown.value, shown.range
-    measured = kind in ("effect", "population", "volume")
+    measured = kind in ("effect", "population", "volume", "attributed")
     nobody = "not needed" if measured else "not given"
     return Input(
         name=_input_name(node.text("name")),
@@ -298,7 +315,7 @@ def read_claim(claim: Node, index: int, run: Node, sections: Mapping[str, Sectio
     net = read_quantity(net_node, money, change=moved)
     costs = claim.nodes("costs", optional=True)
     evidence = claim.texts("evidence", optional=False)
-    found = [sections[short_name(name)] for name in evidence if short_name(name) in sections]
+    found = [sections[full_name(name)] for name in evidence if full_name(name) in sections]
     state = _claim_state(claim, net, found)
     grade = claim.text("grade")
     if grade not in GRADES:
@@ -386,6 +403,19 @@ def read_claim(claim: Node, index: int, run: Node, sections: Mapping[str, Sectio
         n=formats.count(n) if n else "not counted",
         through=data_through(run),
         owner=isolate(claim.text("owner", "none named")),
+        compare=tuple(_compare(c, level_of(run)) for c in claim.nodes("compare", optional=True)),
+    )
+
+
+def _compare(node: Node, level: float) -> CompareLine:
+    given = node.has("value")
+    kind = node.text("interval_kind", "bootstrap")
+    at = node.maybe("level") or level
+    return CompareLine(
+        name=isolate(formats.capital(human(node.text("name").partition(".")[2] or node.text("name")))),
+        model=isolate(formats.capital(human(node.name("model")))) if node.text("model", "") else "no model",
+        quantity=read_quantity(node, read_unit(node), kind=kind, level=at) if given else None,
+        sentence=sentence(formats.capital(node.prose("sentence"))),
     )
 
 

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypedDict
 
 from payoff import formats
 from payoff.formats import Unit, clean, human, isolate
+from payoff.report.figures.attribution import AttributionFigures, read_attribution, stitching_parts
+from payoff.report.figures.grids import Part
+from payoff.report.figures.journeys import (
+    CohortFigures,
+    FunnelFigures,
+    PathFigures,
+    read_cohort,
+    read_funnel,
+    read_paths,
+)
 from payoff.report.figures.looks import Looks, flips_in_words, read_looks
 from payoff.report.figures.programme import Programme, is_programme, read_programme
 from payoff.report.figures.reading import (
@@ -33,6 +43,7 @@ from payoff.report.figures.reading import (
     short_name,
     state_from_zero,
     state_of,
+    title_of,
     uncapital,
 )
 
@@ -49,6 +60,15 @@ HARM = {"breached": 0, "at risk": 1, "safe": 2}
 
 
 _CHECK_NAMES = {"srm": "sample ratio"}
+
+
+JourneyFigures = FunnelFigures | CohortFigures | PathFigures | AttributionFigures
+_JOURNEYS: Mapping[str, Callable[[Node], JourneyFigures]] = {
+    "funnel": read_funnel,
+    "cohort": read_cohort,
+    "path": read_paths,
+    "attribution": read_attribution,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +191,9 @@ class Section:
     level: str
     looks: Looks = field(default_factory=Looks)
     programme: Programme | None = None
+    journey: JourneyFigures | None = None
+    parts: tuple[Part, ...] = ()
+    """What is placed as it is: the tables and pictures of a journey, and what identity did to the rows."""
 
     def quantities(self) -> Iterator[Quantity]:
         """Every number that has an interval, in reading order."""
@@ -185,6 +208,8 @@ class Section:
         yield from self.looks.quantities()
         if self.programme is not None:
             yield from self.programme.quantities()
+        for part in self.parts:
+            yield from part.quantities()
 
     @property
     def contrast(self) -> str:
@@ -429,11 +454,14 @@ def read_section(result: Node, index: int, run: Node, library: list[SqlText]) ->
     if state_key not in STATES:
         raise MissingFigure(f"{result.path}.verdict is {verdict!r}, which the report does not know")
     withheld = state_key == "withheld"
-    grade = result.text("grade")
-    if grade not in GRADES:
+    grade, method = result.text("grade", ""), result.text("method")
+    journey = _JOURNEYS[method](result) if method in _JOURNEYS else None
+    if grade not in (*GRADES, *([""] if journey is not None else [])):
         raise MissingFigure(f"{result.path}.grade is {grade!r}; grades are A to E")
+    if (journey is not None) != (state_key == "descriptive") and not withheld:
+        raise MissingFigure(f"{result.path}: the verdict of a '{method}' is not '{verdict}'")
     programme = read_programme(result) if is_programme(result) else None
-    effects = () if programme is not None else _effects(result, withheld)
+    effects = () if programme is not None or journey is not None else _effects(result, withheld)
     checks = _checks(result)
     failed = [check for check in checks if check.state.key == "fail"]
     leading = leading_effects(effects)
@@ -441,9 +469,14 @@ def read_section(result: Node, index: int, run: Node, library: list[SqlText]) ->
         state_key = "breached"
     if withheld:
         why = failed[0].name + " check failed" if failed else "a check failed"
-        finding = f"Withheld: the {why}, so no effect may be read from {isolate(formats.shorten(human(short_name(name)), 80))}"
+        finding = f"Withheld: the {why}, so no {'figure' if journey is not None else 'effect'} may be read from {isolate(formats.shorten(human(short_name(name)), 80))}"
         reason = " ".join(sentence(check.detail) for check in failed)
         standing = reason or "A check failed."
+    elif journey is not None:
+        finding = result.prose("finding").rstrip(" .")
+        standing = "Descriptive: nothing was compared" + ("." if grade else ", so it has no grade.")
+        if grade:
+            standing += f" Evidence grade {grade}: {GRADES[grade]}. Credit is shared out by rules; it does not say what would not have come."
     elif programme is not None:
         finding = _programme_finding(programme, VERDICTS.get(verdict, verdict), result.path)
         standing = f"Evidence grade {grade}: {GRADES[grade]}."
@@ -469,12 +502,14 @@ def read_section(result: Node, index: int, run: Node, library: list[SqlText]) ->
         if worst is not None and worst.state.key in ("breached", "at risk") and worst not in leading:
             finding += f"; but {harm_in_words(worst)}"
     level = programme.level if programme is not None else effects[0].level if effects else level_of(run)
+    if journey is not None:
+        level = next((e.number("level") for e in result.nodes("estimates")), level)
     kind = effects[0].quantity.kind if effects else "confidence"
     looks = read_looks(result, level, kind, {(e.metric, e.contrast): e.quantity for e in effects}, withheld)
     flips = flips_in_words(looks)
     if flips and leading:
         finding += f"; {'and' if '; but ' in finding else 'but'} {flips}"
-    if programme is None:
+    if programme is None and journey is None:
         _agree(state_key, leading, effects, result.path)
     gravity = list(CHECK_STATES)
     named = {
@@ -514,10 +549,10 @@ def read_section(result: Node, index: int, run: Node, library: list[SqlText]) ->
     left_out = result.data.get("left_out") or {}
     return Section(
         name=name,
-        title=isolate(formats.capital(human(short_name(name)))),
+        title=title_of(name),
         anchor=anchor_of("result", index),
         question=result.text("question"),
-        method=human(result.text("method")),
+        method=human(method),
         design=human(result.text("design")),
         grade=grade,
         grade_text=f"{grade}: lowered, because a check failed" if withheld else grade_text(grade),
@@ -536,6 +571,11 @@ def read_section(result: Node, index: int, run: Node, library: list[SqlText]) ->
         level=formats.level(level),
         looks=looks,
         programme=programme,
+        journey=journey,
+        parts=(
+            *(journey.parts if journey is not None else ()),
+            *(stitching_parts(result.node("closer")) if result.has("closer") else ()),
+        ),
     )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from payoff import formats
 from payoff.errors import UsageError, did_you_mean
 from payoff.formats import clean, human, isolate
+from payoff.report.figures.attribution import AttributionFigures
 from payoff.report.figures.claims import ClaimFigures, read_claim
 from payoff.report.figures.experiment import (
     HARM,
@@ -31,6 +32,7 @@ from payoff.report.figures.reading import (
     State,
     contrast_words,
     data_through,
+    full_name,
     level_of,
     read_refusals,
     sentence,
@@ -82,6 +84,7 @@ class Figures:
             yield claim.amount
             if claim.roi is not None:
                 yield claim.roi
+            yield from (line.quantity for line in claim.compare if line.quantity is not None)
         for section in self.sections:
             yield from section.quantities()
 
@@ -175,14 +178,37 @@ def _programme_card(section: Section, total: Total) -> Card:
     )
 
 
+def _journey_cards(section: Section) -> Iterator[Card]:
+    """Of an attribution: what one touchpoint is credited with, and what the holdout shows of it. Descriptions have none."""
+    if not isinstance(section.journey, AttributionFigures):
+        return
+    facts = (("Evidence", section.grade_text), ("Data through", section.through), ("Owner", section.owner))
+    for r in section.journey.reconciliations[:1]:
+        if r.ratio is not None:
+            told = [("Model", r.model), ("Held against", r.experiment)]
+            told += (
+                [("Anyway", f"{r.anyway.text} ({r.anyway.range}) would have come anyway")]
+                if r.anyway is not None
+                else []
+            )
+            yield Card("Incremental over attributed", section.title, r.ratio, section.state,
+                       section.standing if section.withheld else "", (*told, *facts), section.anchor)  # fmt: skip
+    if section.journey.leading is not None:
+        what, quantity = section.journey.leading
+        told = [("Credit", what), ("Of", f"{section.journey.what}, {section.journey.scope}")]
+        yield Card("Attributed", section.title, quantity, section.state, section.standing if section.withheld else "",
+                   (*told, *facts), section.anchor)  # fmt: skip
+
+
 def _cards(claims: Sequence[ClaimFigures], sections: Sequence[Section]) -> tuple[Card, ...]:
     cards = [_claim_card(claim) for claim in claims[:2]]
     if claims and claims[0].roi is not None:
         cards.append(_roi_card(claims[0], claims[0].roi))
     totals = [(s, s.programme.leading) for s in sections if s.programme is not None]
     cards += [_programme_card(s, total) for s, total in totals[: 6 - len(cards)] if total is not None]
+    journeys = [card for s in sections for card in _journey_cards(s)]
     guardrails = [(s, w) for s in sections if (w := worst_guardrail(s.effects)) is not None]
-    room = 6 - len(cards) - bool(guardrails)
+    room = 6 - len(cards) - bool(guardrails) - min(len(journeys), 2)
     primaries = [(s, e) for s in sections for e in (leading_effects(s.effects) or s.effects) if not e.guards]
     kinds = {
         "primary": "Primary metric",
@@ -190,7 +216,8 @@ def _cards(claims: Sequence[ClaimFigures], sections: Sequence[Section]) -> tuple
         "secondary": "Exploratory metric",
         "vanity": "Vanity metric",
     }
-    cards += [_effect_card(s, e, kinds[e.role]) for s, e in primaries[:room]]
+    cards += [_effect_card(s, e, kinds[e.role]) for s, e in primaries[: max(room, 0)]]
+    cards += journeys[: max(6 - len(cards) - bool(guardrails), 0)]
     if guardrails:
         section, worst = min(guardrails, key=lambda pair: HARM.get(pair[1].state.key, len(HARM)))
         cards.append(
@@ -211,6 +238,9 @@ def _risks(
         found += [(0, f"{where}{uncapital(sentence(c.detail))}") for c in s.checks if c.state.key == "fail"]
         flips = [(1 if a.flip == "shown" else 3, f"{where}{sentence(uncapital(a.sentence))}") for a in s.looks.alarms]
         found += flips
+        if isinstance(s.journey, AttributionFigures):
+            for r in s.journey.reconciliations[:1]:
+                found += [(3, f"{where}{text}") for text in r.conflicts]
         for e in s.guardrails:
             text = f"{where}{harm_in_words(e)}: {e.deciding.full} {contrast_words(e.contrast)}."
             found += [(1 if e.state.key == "breached" else 3, text)] if e.state.key in ("breached", "at risk") else []
@@ -244,7 +274,8 @@ def _wanted(run: Node, report: str | None) -> tuple[tuple[str, ...] | None, Node
 def _select(run: Node, show: Sequence[str]) -> tuple[list[Node], list[Node], list[Node]]:
     """What a report shows. A claim brings its evidence with it: money without its evidence is not shown."""
     claims, results, refusals = run.nodes("claims"), run.nodes("results"), run.nodes("refusals")
-    refused = {short_name(r.text("name")): r for r in refusals}
+    refused = {full_name(r.text("name")): r for r in refusals}
+    there = [full_name(r.text("name")) for r in results]
     keep_claims: list[Node] = []
     keep_names: list[str] = []
     keep_refusals: list[Node] = []
@@ -255,27 +286,26 @@ def _select(run: Node, show: Sequence[str]) -> tuple[list[Node], list[Node], lis
             for claim in claims:
                 if short_name(claim.text("name")) == name:
                     keep_claims.append(claim)
-                    keep_names += [short_name(e) for e in claim.texts("evidence", optional=False)]
+                    keep_names += [full_name(e) for e in claim.texts("evidence", optional=False)]
                     hits += 1
         elif kind == "metrics":
             names = [
-                short_name(r.text("name"))
+                full_name(r.text("name"))
                 for r in results
-                if any(e.text("metric") == name for e in r.nodes("estimates"))
+                if r.text("verdict") != "descriptive" and any(e.text("metric") == name for e in r.nodes("estimates"))
             ]
             keep_names += names
             hits += len(names)
         else:
-            names = [short_name(r.text("name")) for r in results if short_name(r.text("name")) == name]
-            keep_names += names
-            hits += len(names)
-        if name in refused:
-            keep_refusals.append(refused[name])
+            hits += full_name(item) in there
+            keep_names.append(full_name(item))
+        if full_name(item) in refused:
+            keep_refusals.append(refused[full_name(item)])
             hits += 1
         if not hits:
             raise MissingFigure(f"the report shows '{item}', but the run has neither a figure nor a refusal for it")
     keep_refusals += [refused[n] for n in keep_names if n in refused and refused[n] not in keep_refusals]
-    return keep_claims, [r for r in results if short_name(r.text("name")) in keep_names], keep_refusals
+    return keep_claims, [r for r in results if full_name(r.text("name")) in keep_names], keep_refusals
 
 
 def build(run: Mapping[str, Any], report: str | None = None) -> Figures:
@@ -292,7 +322,7 @@ def build(run: Mapping[str, Any], report: str | None = None) -> Figures:
         claim_nodes, result_nodes, refusal_nodes = _select(node, show)
     library: list[SqlText] = []
     sections = tuple(read_section(r, i, node, library) for i, r in enumerate(result_nodes))
-    by_name = {short_name(s.name): s for s in sections}
+    by_name = {full_name(s.name): s for s in sections}
     claims = tuple(read_claim(c, i, node, by_name) for i, c in enumerate(claim_nodes))
     within = {(line.name, line.reason) for section in sections for line in section.refusals}
     refusals = tuple(line for line in read_refusals(refusal_nodes) if (line.name, line.reason) not in within)

@@ -68,6 +68,13 @@ STATES = {
         State(
             "breached", "guardrail breached", "\u25a0", "bad", "a guardrail: the whole interval is beyond its margin"
         ),
+        State(
+            "descriptive",
+            "descriptive",
+            "=",
+            "quiet",
+            "counted and shared out; nothing was compared, so nothing is concluded",
+        ),
         State("withheld", "withheld", "\u25a1", "off", "a check failed, so the figure must not be used"),
         State("refused", "no figure", "\u25a1", "off", "the question could not be answered; the reason is given"),
     )
@@ -270,6 +277,25 @@ def short_name(name: str) -> str:
     return tail if tail and head in ("experiments", "claims", "studies", "holdouts", "programmes") else name
 
 
+_KINDS = ("experiments", "programmes", "funnels", "cohorts", "paths", "attribution", "studies", "holdouts", "claims")
+
+
+def full_name(name: str) -> str:
+    """A result's name with its kind, which tells two of one name apart; a bare name is an experiment's."""
+    return name if name.partition(".")[0] in _KINDS and "." in name else f"experiments.{name}"
+
+
+_CALLED = {"funnels": "Funnel", "cohorts": "Cohorts", "paths": "Paths", "attribution": "Attribution"}
+
+
+def title_of(name: str) -> str:
+    """What a result is called; a journey with its kind, since an experiment may have its name."""
+    kind, _, bare = name.partition(".")
+    if bare and kind in _CALLED:
+        return f"{_CALLED[kind]}: {isolate(formats.human(bare))}"
+    return isolate(formats.capital(formats.human(short_name(name))))
+
+
 def contrast_words(contrast: str) -> str:
     parts = contrast.split(" vs ")
     if len(parts) == 2:
@@ -283,7 +309,7 @@ def sentence(text: str) -> str:
 
 
 def grade_text(grade: str) -> str:
-    return f"{grade}: {GRADES[grade]}"
+    return f"{grade}: {GRADES[grade]}" if grade else "no grade: a description"
 
 
 def data_through(node: Node) -> str:
