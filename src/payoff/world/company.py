@@ -561,18 +561,22 @@ def _level(values: FloatArray) -> float:
 
 def _truth(latent: _Latent, observed: dict[str, Rows], exposed: dict[str, IntArray]) -> dict[str, Any]:
     everyone, nobody = np.ones(latent.n, bool), np.zeros(latent.n, bool)
-    worlds = {
-        "global_holdout": (
-            _events(latent, _Setting(everyone, latent.subject)),
-            _events(latent, _Setting(nobody, latent.subject)),
-        ),
-        "first_name_subject": (
-            _events(latent, _Setting(latent.global_arm, everyone)),
-            _events(latent, _Setting(latent.global_arm, nobody)),
-        ),
+    settings = {
+        "global_holdout": (_Setting(everyone, latent.subject), _Setting(nobody, latent.subject)),
+        "first_name_subject": (_Setting(latent.global_arm, everyone), _Setting(latent.global_arm, nobody)),
     }
+
+    def revenue(events: dict[str, Rows]) -> float:
+        rows = events["orders"]
+        counted = latent.global_arm[rows["user"]] & (rows["time"] >= latent.start)
+        return float(rows["amount"][counted].sum())
+
+    incremental = 0.0
     experiments: dict[str, Any] = {}
-    for experiment, (with_it, without) in worlds.items():
+    for experiment, (one_setting, zero_setting) in settings.items():
+        with_it, without = _events(latent, one_setting), _events(latent, zero_setting)
+        if experiment == "global_holdout":
+            incremental = revenue(with_it) - revenue(without)
         first = exposed[experiment]
         treated, control = _measure(experiment, with_it, first), _measure(experiment, without, first)
         metrics: dict[str, MetricTruth] = {}
@@ -589,14 +593,6 @@ def _truth(latent: _Latent, observed: dict[str, Rows], exposed: dict[str, IntArr
     orders = observed["orders"]
     credited = _last_touch_personalised(latent, orders, _Setting(latent.global_arm, latent.subject))
     attributed = float(orders["amount"][credited].sum())
-
-    def revenue(events: dict[str, Rows]) -> float:
-        rows = events["orders"]
-        counted = latent.global_arm[rows["user"]] & (rows["time"] >= latent.start)
-        return float(rows["amount"][counted].sum())
-
-    with_it, without = worlds["global_holdout"]
-    incremental = revenue(with_it) - revenue(without)
     return {
         "world": {**asdict(latent.world), "worth": list(latent.world.worth), "start": latent.world.start.isoformat()},
         "through": str(np.datetime64(latent.end, "us")),
@@ -826,8 +822,8 @@ def make_company(world: World = World()) -> Company:
         "global_holdout": _first(latent.user[seen], home[seen], latent.n),
         "first_name_subject": _first(latent.mailed, latent.sent[:, 0], latent.n),
     }
-    tables = _tables(latent, observed, setting)
-    return Company(world, tables, _truth(latent, observed, exposed))
+    truth = _truth(latent, observed, exposed)  # first: the worlds it is made of are large, and so are the tables
+    return Company(world, _tables(latent, observed, setting), truth)
 
 
 def potential_world(
