@@ -75,7 +75,7 @@ class ArmsReader:
 
         What a heavy tail would become under a cap is worked out only where there is one, and is not in the plan.
         """
-        self._load_text_files(run=False)
+        self._prepare(run=False)
         layout, statements = self._layout, self._statements
         layout.arrange()
         steps = list(self.steps)
@@ -147,7 +147,7 @@ class ArmsReader:
     def fetch(self) -> dict[str, ArmsData]:
         """Run the plan. Returns the answer to each need by experiment name."""
         layout, statements = self._layout, self._statements
-        self._load_text_files(run=True)
+        self._prepare(run=True)
         layout.arrange()
         for view in layout.unique_views():
             self._profile(view)
@@ -715,10 +715,10 @@ class ArmsReader:
                         count=int(found["bad"]),
                     )
 
-    def _load_text_files(self, run: bool) -> None:
-        for key, names, query in self._layout.catalog.load_text_files(self._layout.columns_wanted(), run=run):
-            purpose = "a text file is read once, into a temporary table of the columns needed"
-            self.steps.append(Step(f"load {key}", key, purpose, names, (), query))
+    def _prepare(self, run: bool) -> None:
+        """Text files, identities and sessions: read once, into temporary tables of the columns needed."""
+        self._layout.columns_wanted()
+        self.steps += self._layout.catalog.prepare(run=run)
 
 
 def _refused(

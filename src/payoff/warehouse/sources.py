@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import glob
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 from zoneinfo import ZoneInfo
 
+import pyarrow as pa
 from sqlglot import exp
 
 from payoff.errors import ConnectionFailed, DataError, did_you_mean
-from payoff.spec.nouns import DuckDBConnection, Entity, Source
+from payoff.spec.nouns import DuckDBConnection, Entity, Identity, SessionsOf, Source
 from payoff.warehouse.engine import DuckDBEngine, Progress, catalog_of
-from payoff.warehouse.query import Query, column, fragment, literal, scalar, select_only, sql
+from payoff.warehouse.query import ExpressionError, Query, column, fragment, literal, scalar, select_only, sql
+
+if TYPE_CHECKING:  # these read views, and are imported where they are used
+    from payoff.warehouse.identity import Identified
+    from payoff.warehouse.statements import Step
 
 _NUMBERS = (
     "TINYINT",
@@ -99,13 +105,17 @@ def _reader(name: str, path: str) -> str:
 
 @dataclass(frozen=True)
 class Relation:
-    """One physical thing to read. Several sources may be conditions over the same one; it is still read once."""
+    """One thing to read. Several sources may be conditions over the same one; it is still read once.
+
+    ``columns`` are those that an expression may name. ``table`` is the temporary table that ``select`` reads, where it has to be
+    made first: a text file's, or one of sessions.
+    """
 
     key: str
     select: exp.Query
     columns: Mapping[str, str]
     files: tuple[str, ...] = ()
-    text_file: bool = False
+    table: str | None = None
 
     def query(self) -> Query:
         return Query(self.select)
@@ -153,8 +163,46 @@ class Clock:
         return literal(moment if "ZONE" in self.kind else moment.replace(tzinfo=None))
 
 
+def as_id(expression: exp.Expr, kind: str) -> exp.Expr:
+    """An id as text. Whole numbers stored as fractions (pandas makes ids with gaps so) are whole: 7.0 is '7'."""
+    if kind == "VARCHAR":
+        return expression.copy()
+    text = exp.cast(expression.copy(), "VARCHAR")
+    if not kind.startswith(("FLOAT", "DOUBLE", "DECIMAL")):
+        return text
+    inside = exp.paren(expression.copy())
+    whole = fragment("TRY_CAST(CASE WHEN $u = floor($u) THEN $u END AS HUGEINT)", u=inside)
+    return fragment("coalesce(CAST($w AS VARCHAR), $own_id)", w=whole, own_id=text)
+
+
+def identity_table(entity: str) -> str:
+    """The temporary table of an entity's ids: (id, canonical, from_us), from_us NULL where an id is joined at any time."""
+    return f"identity_{entity}"
+
+
+def _qualified(expression: exp.Expr) -> exp.Expr:
+    """Its columns are those of ``own``, and not of what is joined to it."""
+    out = expression.copy()
+    for node in list(out.find_all(exp.Column)):
+        node.set("table", exp.to_identifier("own"))
+    return out
+
+
+@dataclass(frozen=True)
+class _Joined:
+    """A unit found through an identity: the id here as text, and the column that the relation gives the unit in."""
+
+    text: exp.Expr
+    since: exp.Expr | None
+    name: str
+
+
 class View:
-    """A source as the planner sees it: its relation, and its expressions resolved against the relation's columns."""
+    """A source as the planner sees it: its relation, and its expressions resolved against the relation's columns.
+
+    ``identities`` are the entities whose ids are joined. Where the source names such an entity, the relation holds a column more,
+    the unit as its identity knows it, which ``unit`` gives; ``own_unit`` gives the id that the row itself holds.
+    """
 
     def __init__(
         self,
@@ -164,18 +212,76 @@ class View:
         entities: Mapping[str, Entity],
         zone: str,
         engine: DuckDBEngine,
+        identities: Iterable[str] = (),
     ) -> None:
-        self.name, self.source, self.relation = name, source, relation
+        self.name, self.source, self.own = name, source, relation
+        self.used: set[str] = set()
+        """Columns that some expression named."""
         self._entities, self._zone, self._engine = entities, source.timezone or zone, engine
+        self._identities = frozenset(identities)
+
+    @cached_property
+    def relation(self) -> Relation:
+        """What to read: the source's own relation, with the units of its entities that have an identity."""
+        if not self.joined:
+            return self.own
+        select = exp.select("own.*").from_(self.own.select.copy().subquery("own"))
+        for entity, found in self.joined.items():
+            table = identity_table(entity)
+            alias = f"of_{entity}"
+            text = _qualified(found.text)
+            canonical: exp.Expr = exp.column("canonical", table=alias)
+            if found.since is not None:
+                canonical = fragment(
+                    f"CASE WHEN $t >= {alias}.from_us THEN {alias}.canonical END",
+                    t=_qualified(found.since),
+                )
+            unit = fragment("coalesce($canonical, $own_id)", canonical=canonical, own_id=text)
+            # ids that are their own unit need no look-up, which halves what is kept in memory
+            joined = exp.select("*").from_(table).where("id <> canonical").subquery(alias)
+            select = select.select(exp.alias_(unit, found.name, quoted=True)).join(
+                joined, on=fragment(f"{alias}.id = $own_id", own_id=text), join_type="left"
+            )
+        return Relation(self.own.key, select, self.own.columns, self.own.files, self.own.table)
+
+    @cached_property
+    def joined(self) -> Mapping[str, _Joined]:
+        """The entities of this source that have an identity, and how their ids here are told."""
+        out: dict[str, _Joined] = {}
+        for entity in sorted(self._identities):
+            declared, raw = self.unit_text(entity), None
+            if declared is not None and self.source.sessions is None:
+                try:
+                    raw = self.scalar(declared)
+                except ExpressionError:  # told where the unit is asked for: most sources have not every entity
+                    continue
+            if raw is None:
+                continue
+            identity = self._entities[entity].identity
+            bounded = identity is not None and identity.lookback is not None
+            since = self.clock.us if bounded and self.clock is not None else None
+            # sources over one table share its scan by their units' names: one name, one expression
+            mark = hashlib.sha256(f"{raw.sql('duckdb')} {since and since.sql('duckdb')}".encode()).hexdigest()[:6]
+            out[entity] = _Joined(as_id(raw, self.type_of_own(raw)), since, f"{entity}_joined_{mark}")
+        return out
 
     def scalar(self, text: str) -> exp.Expr:
-        return scalar(text, self.relation.columns, self.name)
+        tree = scalar(text, self.own.columns, self.name)
+        self.used.update(node.name for node in tree.find_all(exp.Column))
+        return tree
 
     def type_of(self, expression: exp.Expr) -> str:
         """The type of an expression, asked of the engine over an empty relation of the same columns: reads nothing."""
+        return self._type(expression, {**self.own.columns, **{found.name: "VARCHAR" for found in self.joined.values()}})
+
+    def type_of_own(self, expression: exp.Expr) -> str:
+        """The same of an expression over the source's own columns."""
+        return self._type(expression, self.own.columns)
+
+    def _type(self, expression: exp.Expr, columns: Mapping[str, str]) -> str:
         typed = [
             exp.alias_(exp.cast(exp.null(), exp.DataType.build(kind, dialect="duckdb", udt=True)), name, quoted=True)
-            for name, kind in self.relation.columns.items()
+            for name, kind in columns.items()
         ]
         empty = exp.select(*typed).subquery("typed")
         return next(
@@ -193,7 +299,7 @@ class View:
     def condition(self, text: str) -> exp.Expr:
         """A user's condition as a boolean. A number is true when it is not 0. Raises DataError for text."""
         expression = self.scalar(text)
-        kind = self.type_of(expression)
+        kind = self.type_of_own(expression)
         if kind == "BOOLEAN":
             return expression
         if kind.startswith(_NUMBERS):
@@ -237,14 +343,40 @@ class View:
         select = exp.select("*").from_(self.relation.select.copy().subquery("base"))
         return select if self.where is None else select.where(self.where.copy())
 
+    def own_rows(self) -> exp.Select:
+        """The same as the source has them, without the units that identities add."""
+        select = exp.select("*").from_(self.own.select.copy().subquery("base"))
+        return select if self.where is None else select.where(self.where.copy())
+
     def unit_text(self, entity: str) -> str | None:
         """The expression that identifies ``entity`` here, as declared; None where rows have no id (one row a unit)."""
+        if self.source.sessions is not None:
+            return self.source.entity.get(entity)
         declared = self.source.entity.get(entity) or (self._entities[entity].id if entity in self._entities else None)
         if declared is None and self.source.one_row_per == entity:
             return self.source.id
         return declared
 
     def unit(self, entity: str) -> exp.Expr:
+        """The unit of a row: its id, or (as text) what the entity's identity says it is."""
+        raw = self._id(entity)
+        if entity in self.joined:
+            return column(self.joined[entity].name)
+        declared = self._entities.get(entity)
+        if declared is not None and declared.identity is not None and self.source.sessions is None:
+            raise DataError(
+                f"its {entity}s are known by the identity over '{declared.identity.source}', which is not among the sources"
+                " read together",
+                source=self.name,
+            )
+        return raw
+
+    def own_unit(self, entity: str) -> exp.Expr:
+        """The id that the row itself holds, as text."""
+        raw = self._id(entity)
+        return as_id(raw, self.type_of_own(raw))
+
+    def _id(self, entity: str) -> exp.Expr:
         text = self.unit_text(entity)
         if text is None:
             raise DataError(
@@ -260,7 +392,7 @@ class View:
     def time(self, text: str, key: str = "") -> Clock:
         """A user's expression as a time. ``key`` is what introduces it in a definition. Raises DataError where it is none."""
         raw = self.scalar(text)
-        kind = self.type_of(raw)
+        kind = self.type_of_own(raw)
         if kind == "DATE" or kind.startswith("TIMESTAMP"):
             return Clock(raw, kind, self._zone)
         remedy = {
@@ -280,15 +412,51 @@ class View:
             *self.source.links.values(),
             *self.source.entity.values(),
         ]
-        own += [e.id for e in self._entities.values() if e.id in self.relation.columns]
+        own += [e.id for e in self._entities.values() if e.id in self.own.columns]
         names: set[str] = set()
         for text in [*texts, *(t for t in own if t is not None)]:
             names |= {node.name for node in self.scalar(text).find_all(exp.Column)}
         return names
 
 
+class _Engine(DuckDBEngine):
+    """An engine whose statements find the temporary tables that they name: ``ready`` makes those that are not there yet."""
+
+    ready: Callable[[exp.Query], None] | None = None
+
+    def fetch(self, query: Query, what: str, source: str | None = None) -> pa.Table:
+        self._ready(query)
+        return super().fetch(query, what, source)
+
+    def keep(self, table: str, query: Query, what: str, source: str | None = None) -> None:
+        self._ready(query)
+        super().keep(table, query, what, source)
+
+    def append(self, table: str, query: Query, what: str, source: str | None = None) -> None:
+        self._ready(query)
+        super().append(table, query, what, source)
+
+    def _ready(self, query: Query) -> None:
+        if self.ready is not None:
+            self.ready(query.tree)
+
+
+@dataclass
+class _Made:
+    """A temporary table that is made once a run, when a statement first names it. ``columns``: those it was made with."""
+
+    kind: Literal["text", "identity", "sessions"]
+    of: str
+    columns: frozenset[str] | None = None
+    planned: bool = False
+
+
 class Catalog:
-    """Every source of a project, described once. Opening it opens the engine."""
+    """Every source of a project, described once. Opening it opens the engine.
+
+    Text files, identities and sessions are read once into temporary tables, of the columns that expressions name: by ``prepare``,
+    or when a statement first needs them.
+    """
 
     def __init__(
         self,
@@ -306,10 +474,21 @@ class Catalog:
             dict(connections),
         )
         self._files = {name: files_of(name, source, root) for name, source in sources.items()}
-        self.engine = DuckDBEngine(connections, root, [f for files in self._files.values() for f in files], progress)
+        engine = _Engine(connections, root, [f for files in self._files.values() for f in files], progress)
+        engine.ready = self._ready
+        self.engine: DuckDBEngine = engine
         self._root = root
         self._relations: dict[str, Relation] = {}
         self._views: dict[str, View] = {}
+        self._opening: list[str] = []
+        self._texts: dict[str, Relation] = {}
+        self._made: dict[str, _Made] = {
+            identity_table(name): _Made("identity", name)
+            for name, entity in entities.items()
+            if entity.identity is not None and entity.identity.source in sources
+        }
+        self._identified: dict[str, Identified] = {}
+        self._untold: list[Step] = []
 
     def __enter__(self) -> Catalog:
         return self
@@ -322,18 +501,179 @@ class Catalog:
             if name not in self._sources:
                 raise DataError(f"there is no source '{name}'{did_you_mean(name, self._sources)}")
             source = self._sources[name]
-            self._views[name] = View(name, source, self._relation(name, source), self._entities, self.zone, self.engine)
+            if source.sessions is not None:
+                self._views[name] = self._sessions(name, source, source.sessions)
+            else:
+                joined = [made.of for made in self._made.values() if made.kind == "identity"]
+                relation = self._relation(name, source)
+                self._views[name] = View(name, source, relation, self._entities, self.zone, self.engine, joined)
         return self._views[name]
 
+    def identity(self, entity: str) -> Identity | None:
+        """How the ids of an entity are joined; None where each id is a unit of its own."""
+        return self._entities[entity].identity if entity in self._entities else None
+
+    def aliases(self, entity: str) -> tuple[str, ...]:
+        return self._entities[entity].aliases
+
+    def identified(self, entity: str) -> Identified | None:
+        """What the identity of an entity did, worked out where it was not yet; None where it has none."""
+        table = identity_table(entity)
+        if table not in self._made:
+            return None
+        self._make(table)
+        return self._identified[entity]
+
+    # ---------------------------------------------------------------- tables made once a run
+
+    def prepare(self, run: bool) -> list[Step]:
+        """Make the temporary tables that the views opened so far read; returns the steps, each told once.
+
+        With ``run`` off nothing is read: the steps show what a run would do, and later statements refer to tables that do not
+        exist. Tables that are first needed later are made then, and their steps come with the next call.
+        """
+        for name, source in self._sources.items():
+            if source.sessions is not None:
+                self.view(name)
+        used = self._identities_used()
+        tables = [t for t, made in self._made.items() if made.kind != "identity" or t in used]
+        order = {"text": 0, "identity": 1, "sessions": 2}
+        for table in sorted(tables, key=lambda t: order[self._made[t].kind]):
+            made = self._made[table]
+            if run:
+                self._make(table)
+            elif not made.planned and made.columns is None:
+                made.planned = True
+                self._untold += self._plan(table)
+        told, self._untold = self._untold, []
+        return told
+
+    def _ready(self, tree: exp.Query) -> None:
+        """Before a statement runs: the tables that it names."""
+        for table in sorted({t.name for t in tree.find_all(exp.Table) if not t.db} & self._made.keys()):
+            self._make(table)
+
+    def _make(self, table: str) -> None:
+        made = self._made[table]
+        wanted = self._wanted(table)
+        if made.columns is not None:
+            if wanted <= made.columns:
+                return
+            wanted = frozenset(self._known(table))  # asked of a second time: all of it, so that there is no third
+            self.engine.drop(table)
+        if made.kind == "identity":
+            from payoff.warehouse import identity
+
+            found = identity.build(self, made.of)
+            self._identified[made.of] = found
+            self._untold += found.steps
+        else:
+            step = self._step(table, wanted)
+            self.engine.keep(table, step.query, step.name, self._owner(table))
+            self._untold.append(step)
+        made.columns = wanted
+
+    def _plan(self, table: str) -> list[Step]:
+        made = self._made[table]
+        if made.kind != "identity":
+            return [self._step(table, self._wanted(table))]
+        from payoff.warehouse import identity
+
+        return identity.plan(self, made.of)
+
+    def _step(self, table: str, wanted: frozenset[str]) -> Step:
+        """The statement that makes the table of a text file or of sessions, with the columns wanted."""
+        from payoff.warehouse.statements import Step
+
+        made = self._made[table]
+        kept = tuple(c for c in self._known(table) if c in wanted)
+        if made.kind == "text":
+            raw = self._texts[table]
+            kept = kept or (next(iter(raw.columns)),)
+            query = Query(exp.select(*(column(c) for c in kept)).from_(raw.select.copy().subquery("text_file")))
+            purpose = "a text file is read once, into a temporary table of the columns needed"
+            return Step(f"load {raw.key}", raw.key, purpose, kept, (), query)
+        from payoff.warehouse import sessions
+
+        return sessions.step(self.view(self._of(made.of).of), made.of, self._of(made.of), self._unit_of(made.of), kept)
+
+    def _identities_used(self) -> set[str]:
+        """The maps that the views opened so far read; the columns that they are made of are then named in their sources."""
+        from payoff.warehouse import identity
+
+        entities = {entity for view in list(self._views.values()) for entity in view.joined}
+        for entity in entities:
+            identity.read_columns(self, entity)
+        return {identity_table(entity) for entity in entities}
+
+    def _wanted(self, table: str) -> frozenset[str]:
+        """The columns of a table that some expression names: a session's are in turn columns of its rows."""
+        made = self._made[table]
+        if made.kind == "identity":
+            return frozenset()
+        if made.kind == "text":
+            self._identities_used()
+        sharing = [v for v in self._views.values() if v.own.table == table]
+        names = {name for view in sharing for name in view.used | view.referenced([])}
+        for view in self._views.values():
+            if view.source.sessions is not None and self._views[view.source.sessions.of] in sharing:
+                names |= view.used & self._known(table).keys()
+        return frozenset(names)
+
+    def _known(self, table: str) -> Mapping[str, str]:
+        made = self._made[table]
+        return (self._texts[table] if made.kind == "text" else self._views[made.of].own).columns
+
+    def _owner(self, table: str) -> str:
+        return next(v.name for v in self._views.values() if v.own.table == table)
+
     # ---------------------------------------------------------------- relations
+
+    def _of(self, name: str) -> SessionsOf:
+        made = self._sources[name].sessions
+        assert made is not None
+        return made
+
+    def _unit_of(self, name: str) -> str:
+        """Whose sessions a source holds: as it declares, else the only entity that its rows map, else the only one with an id."""
+        made = self._of(name)
+        if made.entity is not None:
+            return made.entity
+        rows = self._sources.get(made.of)
+        own = list(rows.entity) if rows is not None else []
+        own = own or [entity for entity, declared in self._entities.items() if declared.id is not None]
+        if len(own) != 1:
+            raise DataError("does not say whose sessions it holds (sessions: {entity: NAME})", source=name)
+        return own[0]
+
+    def _sessions(self, name: str, source: Source, made: SessionsOf) -> View:
+        from payoff.warehouse import sessions
+
+        if name in self._opening:
+            raise DataError(f"is made of its own rows: {' of '.join([*self._opening, name])}", source=name)
+        self._opening.append(name)
+        try:
+            rows, entity = self.view(made.of), self._unit_of(name)
+        finally:
+            self._opening.pop()
+        table = f"sessions_{name}"
+        columns = sessions.columns_of(rows, name, made, entity)
+        self._made[table] = _Made("sessions", name)
+        relation = Relation(f"sessions {name}", exp.select("*").from_(table), columns, rows.own.files, table)
+        told = source.model_copy(update={"time": "session_start", "entity": {entity: "session_unit"}})
+        return View(name, told, relation, self._entities, self.zone, self.engine)
 
     def _relation(self, name: str, source: Source) -> Relation:
         select, key = self._select(name, source)
         if key not in self._relations:
             files = tuple(self._files[name])
             columns = self.engine.types(Query(select), name)
-            text_file = bool(files) and _reader(name, files[0]) != "parquet"
-            self._relations[key] = Relation(key, select, columns, files, text_file)
+            relation = Relation(key, select, columns, files)
+            if files and _reader(name, files[0]) != "parquet":
+                table = f"loaded_{len(self._texts)}"
+                self._texts[table], self._made[table] = relation, _Made("text", key)
+                relation = Relation(key, exp.select("*").from_(table), columns, files, table)
+            self._relations[key] = relation
         return self._relations[key]
 
     def _select(self, name: str, source: Source) -> tuple[exp.Query, str]:
@@ -390,36 +730,6 @@ class Catalog:
                 " (connections: {main: {engine: duckdb, path: FILE}})"
             )
         return next(iter(usable))
-
-    def load_text_files(
-        self, wanted: Mapping[str, Iterable[str]], run: bool = True
-    ) -> list[tuple[str, tuple[str, ...], Query]]:
-        """Read each CSV or JSON file once, keeping only ``wanted`` columns by relation key.
-
-        Returns (relation, columns, query) of each. With ``run`` off nothing is read, and later statements refer to tables
-        that do not exist: for showing a plan.
-        """
-        done: list[tuple[str, tuple[str, ...], Query]] = []
-        for number, (key, names) in enumerate(sorted(wanted.items())):
-            relation = self._relations[key]
-            if not relation.text_file:
-                continue
-            # other sources over the same file are counted from this table too (a claim's volume)
-            sharing = [v for v in self._views.values() if v.relation is relation]
-            needed = set(names).union(*(v.referenced([]) for v in sharing))
-            kept = tuple(c for c in relation.columns if c in needed) or (next(iter(relation.columns)),)
-            table = f"loaded_{number}"
-            owner = sharing[0].name
-            select = Query(exp.select(*(column(c) for c in kept)).from_(relation.select.copy().subquery("text_file")))
-            if run:
-                self.engine.keep(table, select, f"load {key}", owner)
-            loaded = Relation(key, exp.select("*").from_(table), relation.columns, relation.files)
-            self._relations[key] = loaded
-            for view in self._views.values():
-                if view.relation is relation:
-                    view.relation = loaded
-            done.append((key, kept, select))
-        return done
 
     def fingerprint(self, relation: Relation) -> str:
         """Of files: their sizes, heads and tails (a Parquet tail holds its statistics). Of a table: left to the profile."""

@@ -1,0 +1,473 @@
+"""Identity: which ids are one unit. Pairs of ids from a source's rows, and their connected components, found in the engine.
+
+Rows of the identity's source that hold two or more ids say that these are one unit. Units are the connected components of those
+pairs; each is named by the smallest value of the entity's id column in it (as text), else by its smallest alias. Nothing of the user's
+is rewritten: the map is made anew from the pairs in every run, so that a value blocked today is apart again.
+
+Components are found by alternating large-star and small-star steps, each of which hangs every id on the smallest number around it,
+until what is left is stars (R. Kiveris et al., Connected Components in MapReduce and Beyond, SoCC 2014, algorithms 1 to 3). The steps
+needed grow with the logarithm of the ids; those of the id column have the smallest numbers, so that a usual graph is one of stars at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlglot import exp
+
+from payoff.errors import DataError, did_you_mean
+from payoff.result import Stitching
+from payoff.spec.nouns import Identity
+from payoff.warehouse.query import Query, column, fragment, sql
+from payoff.warehouse.sources import Catalog, View, as_id, identity_table
+from payoff.warehouse.statements import Step
+
+BLOCKED = ("null", "undefined", "guest", "anonymous", "unknown", "none", "nan")
+"""Values that stand for nobody, whatever their case. So do empty ones and those of nothing but zeros, dashes and blanks."""
+_FILL = " \t\r\n0-"
+_SHOWN = 10
+_ALIASES = 2**40
+"""Aliases are numbered from here on, so that what they are seen with in the id column is smaller."""
+
+
+@dataclass(frozen=True, slots=True)
+class Identified:
+    """What an identity did. ``ids`` of ``units`` are joined to another by ``pairs``; the map is in the temporary table ``table``.
+
+    ``largest`` (unit, its ids), ``shared`` (alias, how many values of the id column claim it), ``blocked`` (value, the rows of several
+    ids that it stood in; equal rows count once) and ``too_large`` (component, its ids) are the ten largest of each, and the counts beside
+    them are of all. ``both`` values stand in the id column and in one of aliases. ``untimed``: rows that hold several ids and no
+    time, which join nothing where a ``lookback`` is declared.
+    """
+
+    entity: str
+    source: str
+    table: str
+    pairs: int
+    ids: int
+    units: int
+    largest: tuple[tuple[str, int], ...]
+    shared: tuple[tuple[str, int], ...]
+    shared_count: int
+    apart: bool
+    blocked: tuple[tuple[str, int], ...]
+    blocked_count: int
+    too_large: tuple[tuple[str, int], ...]
+    too_large_count: int
+    too_large_ids: int
+    both: int
+    untimed: int
+    max_size: int
+    steps: tuple[Step, ...]
+
+
+def report(found: Identified, before: Mapping[str, int], after: Mapping[str, int]) -> Stitching:
+    """What a result tells of the identity. ``before`` and ``after`` are the result's own counts, without and with it."""
+    said = [
+        f"{found.pairs:,} pairs of ids in '{found.source}' joined {found.ids:,} ids into {found.units:,} {found.entity}s."
+    ]
+    if found.shared_count:
+        what = (
+            "their pairs were left out"
+            if found.apart
+            else "whoever shares one was joined (shared: apart keeps them so)"
+        )
+        said.append(f"{_many(found.shared_count, 'alias', 'aliases')} belong to several {found.entity}s; {what}.")
+    if found.blocked_count:
+        said.append(f"{_many(found.blocked_count, 'value', 'values')} that stand for nobody joined nothing.")
+    if found.too_large_count:
+        name, size = found.too_large[0]
+        said.append(
+            f"{_many(found.too_large_count, 'group', 'groups')} of more than {found.max_size:,} ids"
+            f" ({found.too_large_ids:,} ids, the largest {size:,} around '{name}') joined nothing: block the value that holds"
+            " them together, or raise max_size."
+        )
+    if found.both:
+        said.append(
+            f"{_many(found.both, 'value stands', 'values stand')} both as an id and as an alias, and count as one."
+        )
+    if found.untimed:
+        said.append(f"{_many(found.untimed, 'row', 'rows')} of pairs without a time joined nothing.")
+    return Stitching(
+        entity=found.entity,
+        source=found.source,
+        pairs=found.pairs,
+        ids=found.ids,
+        units=found.units,
+        largest=found.largest,
+        shared=found.shared,
+        shared_count=found.shared_count,
+        blocked=found.blocked,
+        too_large=found.too_large,
+        before=dict(before),
+        after=dict(after),
+        sentence=" ".join(said),
+    )
+
+
+def _many(n: int, one: str, several: str) -> str:
+    return f"{n:,} {one if n == 1 else several}"
+
+
+def plan(catalog: Catalog, entity: str) -> list[Step]:
+    """The statements of ``build`` in order, one round of its loop for all. Reads no rows."""
+    work = _Work(catalog, entity)
+    return [
+        work.rows(),
+        work.names(),
+        work.codes(),
+        work.shared(),
+        work.pairs(),
+        work.edges(),
+        work.small_star(0),
+        work.large_star(0),
+        work.units(1),
+        work.map(1),
+    ]
+
+
+def read_columns(catalog: Catalog, entity: str) -> None:
+    """Name the columns that the identity reads, so that a text file is loaded with them."""
+    _Work(catalog, entity)
+
+
+def build(catalog: Catalog, entity: str) -> Identified:
+    """Make the map of an entity's ids: the temporary table ``identity_ENTITY`` (id, canonical, from_us).
+
+    Every id in a component that is not too large is in it, canonical ones too. Raises DataError where no row holds two ids that
+    may be joined.
+    """
+    work = _Work(catalog, entity)
+    try:
+        return work.run()
+    finally:
+        for table in work.tables:
+            catalog.engine.drop(table)
+
+
+class _Work:
+    """The statements over the tables ``identity_ENTITY_*``; what is a round's is numbered."""
+
+    def __init__(self, catalog: Catalog, entity: str) -> None:
+        declared = catalog.identity(entity)
+        assert declared is not None
+        self.catalog, self.entity, self.declared = catalog, entity, declared
+        self.view = catalog.view(declared.source)
+        self.table = identity_table(entity)
+        self.values = _ids(self.view, entity, catalog.aliases(entity))
+        self.apart = declared.shared == "apart"
+        self.time = _time(self.view, declared)
+        self.tables: list[str] = []
+        self.steps: list[Step] = []
+
+    # ---------------------------------------------------------------- statements
+
+    def _step(self, name: str, purpose: str, query: Query, reads: str = "", columns: Sequence[str] = ()) -> Step:
+        return Step(f"identity of {self.entity}: {name}", reads, purpose, tuple(columns), (), query)
+
+    @property
+    def _names(self) -> list[str]:
+        return [f"v{k}" for k in range(len(self.values))]
+
+    def _several(self, names: Sequence[str]) -> exp.Expr:
+        """Are two or more of the columns there?"""
+        present = [fragment(f"({name} IS NOT NULL)::INTEGER") for name in names]
+        total = present[0]
+        for other in present[1:]:
+            total = exp.Add(this=total, expression=other)
+        return exp.GTE(this=total, expression=exp.convert(2))
+
+    def rows(self) -> Step:
+        texts = [
+            exp.alias_(fragment("CASE WHEN trim($v, $blank) <> '' THEN $v END", v=v, blank=" \t\r\n"), name)
+            for v, name in zip(self.values, self._names, strict=True)
+        ]
+        us = self.time if self.time is not None else exp.cast(exp.null(), "BIGINT")
+        texts.append(exp.alias_(us.copy(), "us"))
+        base = Query(exp.select(*texts).from_(self.view.own_rows().subquery("base")))
+        names = ", ".join(self._names)
+        query = sql(
+            f"""
+            SELECT {names}, min(us) AS us, count(*) FILTER (WHERE us IS NULL) AS untimed
+            FROM told WHERE $several GROUP BY {names}
+            """,
+            several=self._several(self._names),
+            told=base,
+        )
+        reads = sorted({c.name for t in texts for c in t.find_all(exp.Column)})
+        return self._step("rows", "rows that hold several ids, equal ones once", query, self.view.own.key, reads)
+
+    def names(self) -> Step:
+        told = " UNION ALL ".join(
+            f"SELECT {name} AS id, {str(k == 0).upper()} AS own FROM {self.table}_rows WHERE {name} IS NOT NULL"
+            for k, name in enumerate(self._names)
+        )
+        query = sql(
+            f"""
+            SELECT id, own, alias, blocked, n_rows, row_number() OVER () + CASE WHEN own THEN 0 ELSE $alias END AS n
+            FROM (
+              SELECT id, bool_or(own) AS own, bool_or(NOT own) AS alias, count(*) AS n_rows, $blocked AS blocked
+              FROM ({told}) AS told GROUP BY id
+            ) AS ids
+            """,
+            alias=_ALIASES,
+            blocked=_nobody(self.declared),
+        )
+        return self._step("names", "every id once, numbered; which stand for nobody", query)
+
+    def codes(self) -> Step:
+        names = self._names
+        columns = ", ".join(f"c{k}.n AS n{k}" for k in range(len(names)))
+        joins = " ".join(
+            f"LEFT JOIN {self.table}_names AS c{k} ON c{k}.id = r.{name} AND NOT c{k}.blocked"
+            for k, name in enumerate(names)
+        )
+        timed = "WHERE r.us IS NOT NULL" if self.time is not None else ""
+        return self._step(
+            "codes", "the rows in numbers", sql(f"SELECT {columns}, r.us FROM {self.table}_rows AS r {joins} {timed}")
+        )
+
+    def shared(self) -> Step:
+        told = " UNION ".join(
+            f"SELECT n0, n{k} AS n FROM {self.table}_codes WHERE n0 <> n{k}" for k in range(1, len(self.values))
+        )
+        query = sql(f"SELECT n, count(*) AS units FROM ({told}) AS told GROUP BY n HAVING count(*) > 1")
+        return self._step("shared", "aliases that several values of the id column claim", query)
+
+    def pairs(self) -> Step:
+        """Each row's first id with each other of it: as much joined as by every pair."""
+        count = len(self.values)
+        codes = f"SELECT * FROM {self.table}_codes"
+        if self.apart:
+            own = ", ".join(["n0", *(f"CASE WHEN s{k}.n IS NULL THEN n{k} END AS n{k}" for k in range(1, count))])
+            joins = " ".join(f"LEFT JOIN {self.table}_shared AS s{k} ON s{k}.n = n{k}" for k in range(1, count))
+            codes = f"SELECT {own}, us FROM {self.table}_codes {joins}"
+        told = " UNION ALL ".join(
+            f"SELECT coalesce({', '.join(f'n{j}' for j in range(k))}) AS first, n{k} AS other, us FROM codes"
+            for k in range(1, count)
+        )
+        query = sql(
+            f"""
+            SELECT greatest(first, other) AS a, least(first, other) AS b, min(us) AS us
+            FROM ({told}) AS told WHERE first <> other GROUP BY a, b
+            """,
+            codes=sql(codes),
+        )
+        return self._step("pairs", "which id was seen with which, and since when", query)
+
+    def edges(self) -> Step:
+        return self._step(
+            "edges, round 0",
+            "each pair hangs the larger number on the smaller",
+            sql(f"SELECT a, b FROM {self.table}_pairs"),
+        )
+
+    def small_star(self, i: int) -> Step:
+        query = sql(
+            f"""
+            SELECT DISTINCT greatest(x, y) AS a, least(x, y) AS b
+            FROM (
+              SELECT e.b AS x, m.b AS y FROM {self._round(i)} AS e JOIN least_of AS m ON e.a = m.a WHERE e.b <> m.b
+              UNION ALL SELECT a, b FROM least_of
+            ) AS hung
+            """,
+            least_of=sql(f"SELECT a, min(b) AS b FROM {self._round(i)} GROUP BY a"),
+        )
+        return self._step(f"small star, round {i + 1}", "all that an id hangs on, on the smallest of it", query)
+
+    def large_star(self, i: int) -> Step:
+        query = sql(
+            """
+            SELECT DISTINCT e.b AS a, m.b AS b FROM ends AS e JOIN least_of AS m ON e.a = m.a WHERE e.b > e.a
+            """,
+            least_of=sql("SELECT a, least(min(b), a) AS b FROM ends GROUP BY a"),
+            ends=sql(f"SELECT a, b FROM {self._star(i)} UNION ALL SELECT b, a FROM {self._star(i)}"),
+        )
+        return self._step(f"large star, round {i + 1}", "all that hangs on an id, on the smallest around it", query)
+
+    def _round(self, i: int) -> str:
+        return f"{self.table}_edges_{i}"
+
+    def _star(self, i: int) -> str:
+        return f"{self.table}_star_{i}"
+
+    def units(self, i: int) -> Step:
+        query = sql(
+            f"""
+            SELECT m.unit, count(*) AS size, coalesce(min(c.id) FILTER (WHERE c.own), min(c.id)) AS canonical
+            FROM members AS m JOIN {self.table}_names AS c ON c.n = m.n GROUP BY m.unit
+            """,
+            members=sql(self._members(i)),
+        )
+        return self._step("units", "the ids of each unit, and the one that names it", query)
+
+    def _members(self, i: int) -> str:
+        return f"SELECT a AS n, b AS unit FROM {self._round(i)} UNION ALL SELECT DISTINCT b, b FROM {self._round(i)}"
+
+    def map(self, i: int) -> Step:
+        parts: dict[str, Query | int] = {"members": sql(self._members(i)), "most": self.declared.max_size}
+        since, times = "CAST(NULL AS BIGINT)", ""
+        if self.declared.lookback is not None:
+            # left open, as every look back is: a row of just that long before is too early
+            parts["back"] = round(self.declared.lookback.total_seconds() * 1e6) - 1
+            ends = f"SELECT a AS n, us FROM {self.table}_pairs UNION ALL SELECT b, us FROM {self.table}_pairs"
+            parts["seen"] = sql(f"SELECT n, min(us) AS us FROM ({ends}) AS ends GROUP BY n")
+            since, times = "s.us - $back", "JOIN seen AS s ON s.n = m.n"
+        query = sql(
+            f"""
+            SELECT c.id, u.canonical, {since} AS from_us
+            FROM members AS m JOIN {self.table}_names AS c ON c.n = m.n JOIN {self.table}_units AS u ON u.unit = m.unit
+            {times}
+            WHERE u.size <= $most
+            """,
+            **parts,
+        )
+        return self._step("map", "each id, the unit that it is of, and since when", query)
+
+    # ---------------------------------------------------------------- running
+
+    def _keep(self, part: str, step: Step) -> None:
+        self.tables.append(f"{self.table}_{part}")
+        self.catalog.engine.keep(self.tables[-1], step.query, step.name, self.view.name)
+        self.steps.append(step)
+
+    def _drop(self, *parts: str) -> None:
+        for part in parts:
+            self.catalog.engine.drop(f"{self.table}_{part}")
+
+    def _row(self, text: str, **parts: Any) -> dict[str, Any]:
+        return self.catalog.engine.row(sql(text, **parts), f"identity of {self.entity}", self.view.name)
+
+    def _top(self, text: str) -> tuple[tuple[str, int], ...]:
+        query = sql(f"SELECT name, n FROM ({text}) AS named ORDER BY n DESC, name LIMIT {_SHOWN}")
+        found = self.catalog.engine.fetch(query, f"identity of {self.entity}", self.view.name).to_pylist()
+        return tuple((str(row["name"]), int(row["n"])) for row in found)
+
+    def run(self) -> Identified:
+        t = self.table
+        self._keep("rows", self.rows())
+        self._keep("names", self.names())
+        self._keep("codes", self.codes())
+        seen = self._row(
+            f"SELECT count(*) AS n, coalesce(sum(untimed) FILTER (WHERE us IS NULL), 0) AS untimed FROM {t}_rows"
+        )
+        self._drop("rows")
+        self._keep("shared", self.shared())
+        self._keep("pairs", self.pairs())
+        self._drop("codes")
+        pairs = int(self._row(f"SELECT count(*) AS n FROM {t}_pairs")["n"])
+        untimed = int(seen["untimed"]) if self.time is not None else 0
+        blocked = self._row(f"SELECT count(*) AS n FROM {t}_names WHERE blocked")["n"]
+        if not pairs:
+            raise self._nothing(int(seen["n"]), untimed, int(blocked))
+        rounds = self._components()
+        self._keep("units", self.units(rounds))
+        step = self.map(rounds)
+        self.catalog.engine.keep(t, step.query, step.name, self.view.name)
+        self.steps.append(step)
+        sizes = self._row(
+            f"""
+            SELECT count(*) FILTER (WHERE size <= $most) AS units, coalesce(sum(size) FILTER (WHERE size <= $most), 0) AS ids,
+                   count(*) FILTER (WHERE size > $most) AS too_large,
+                   coalesce(sum(size) FILTER (WHERE size > $most), 0) AS too_large_ids
+            FROM {t}_units
+            """,
+            most=self.declared.max_size,
+        )
+        most = self.declared.max_size
+        return Identified(
+            entity=self.entity,
+            source=self.view.name,
+            table=t,
+            pairs=pairs,
+            ids=int(sizes["ids"]),
+            units=int(sizes["units"]),
+            largest=self._top(f"SELECT canonical AS name, size AS n FROM {t}_units WHERE size <= {most:d}"),
+            shared=self._top(
+                f"SELECT c.id AS name, s.units AS n FROM {t}_shared AS s JOIN {t}_names AS c ON c.n = s.n"
+            ),
+            shared_count=int(self._row(f"SELECT count(*) AS n FROM {t}_shared")["n"]),
+            apart=self.apart,
+            blocked=self._top(f"SELECT id AS name, n_rows AS n FROM {t}_names WHERE blocked"),
+            blocked_count=int(blocked),
+            too_large=self._top(f"SELECT canonical AS name, size AS n FROM {t}_units WHERE size > {most:d}"),
+            too_large_count=int(sizes["too_large"]),
+            too_large_ids=int(sizes["too_large_ids"]),
+            both=int(self._row(f"SELECT count(*) AS n FROM {t}_names WHERE own AND alias AND NOT blocked")["n"]),
+            untimed=untimed,
+            max_size=most,
+            steps=tuple(self.steps),
+        )
+
+    def _components(self) -> int:
+        """Rounds until every id hangs on one that hangs on none; returns the number of the last."""
+        i = 0
+        self._keep("edges_0", self.edges())
+        while True:
+            edges = self._round(i)
+            form = self._row(
+                f"""
+                SELECT count(*) = count(DISTINCT a) AS one, count(*) FILTER (WHERE b IN (SELECT a FROM {edges})) = 0 AS flat
+                FROM {edges}
+                """
+            )
+            if form["one"] and form["flat"]:
+                return i
+            if form["one"]:  # nothing to do for a small star: each id hangs on one
+                self._keep(f"star_{i}", self._step("edges", "as they are", sql(f"SELECT a, b FROM {edges}")))
+            else:
+                self._keep(f"star_{i}", self.small_star(i))
+            self._drop(f"edges_{i}")
+            self._keep(f"edges_{i + 1}", self.large_star(i))
+            self._drop(f"star_{i}")
+            i += 1
+
+    def _nothing(self, rows: int, untimed: int, blocked: int) -> DataError:
+        columns = ", ".join([self.view.unit_text(self.entity) or "", *self.catalog.aliases(self.entity)])
+        why = (
+            f"no row holds two of {columns}"
+            if not rows
+            else f"none of the {rows:,} kinds of rows with several ids joins two"
+        )
+        why += f" ({blocked:,} values stand for nobody)" if blocked else ""
+        why += f" ({untimed:,} rows have no time, which lookback needs)" if untimed else ""
+        return DataError(
+            f"{why}, so the identity of {self.entity} joins nothing; name the columns that hold its ids together, or leave the"
+            " identity out",
+            source=self.view.name,
+        )
+
+
+def _ids(view: View, entity: str, aliases: Sequence[str]) -> list[exp.Expr]:
+    """The id and the aliases as text."""
+    raw = [view.scalar(view.unit_text(entity) or "")]
+    known = {name.lower(): name for name in view.own.columns}
+    for alias in aliases:
+        if alias.lower() not in known:
+            raise DataError(
+                f"has no column '{alias}'{did_you_mean(alias, view.own.columns)}, an alias of {entity}",
+                source=view.name,
+                column=alias,
+            )
+        view.used.add(known[alias.lower()])
+        raw.append(column(known[alias.lower()]))
+    return [as_id(value, view.type_of_own(value)) for value in raw]
+
+
+def _time(view: View, declared: Identity) -> exp.Expr | None:
+    if declared.lookback is None:
+        return None
+    if view.clock is None:
+        raise DataError("has no time (time: COLUMN), and a lookback counts from when ids were joined", source=view.name)
+    return view.clock.us
+
+
+def _nobody(declared: Identity) -> exp.Expr:
+    """Does an id (the column ``id``) stand for nobody?"""
+    words = [exp.Literal.string(word) for word in BLOCKED]
+    own = [exp.Literal.string(value) for value in declared.blocked]
+    condition: exp.Expr = fragment("trim(id, $fill) = ''", fill=_FILL)
+    condition = exp.or_(condition, exp.In(this=fragment("lower(trim(id))"), expressions=words))
+    return exp.or_(condition, exp.In(this=column("id"), expressions=own)) if own else condition
