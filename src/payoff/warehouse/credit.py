@@ -131,9 +131,10 @@ class Capped:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CreditData:
-    """``refused``: models without credit, and why. ``costs``: by touchpoint's label, or by the name of one whose spending covers all
+    """``models``: the kind of each, in order. ``refused``: models without credit, and why. ``costs``: by touchpoint's label, or by the name of one whose spending covers all
     its values; in time with the conversions. ``without_unit``: conversions by source. ``arms``: exposed units."""
 
+    models: Mapping[str, str]
     stops: tuple[Stop, ...]
     totals: Mapping[str, Total]
     credits: tuple[Credit, ...]
@@ -255,6 +256,7 @@ class _Kernel:
                 self.catalog.engine.drop(f"credit_{name}")
             credits = tuple(self._credits(totals))
         return CreditData(
+            models={name: m.kind for name, m in self.models.items()},
             stops=self.touches.stops,
             totals=totals,
             credits=credits,
