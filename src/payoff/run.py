@@ -438,7 +438,7 @@ class Project:
             currency=spec.currency,
             alpha=experiment.alpha or spec.defaults.alpha,
             min_cell=spec.defaults.min_cell,
-            timed=source.time is not None,
+            timed=source.timed,
             crosses=tuple(sorted(crosses)),
             default_window=experiment.window or spec.defaults.window,
             now_us=int(datetime.now(UTC).timestamp() * 1_000_000),
@@ -893,7 +893,7 @@ class Project:
         known = self.loaded.sources()[source]
         cluster = design.experiment.cluster
         return (
-            known.time is not None
+            known.timed
             and self.loaded.declares(known, design.entity)
             and (cluster is None or self.loaded.declares(known, cluster))
         )
