@@ -16,7 +16,7 @@ from payoff.world.company import HISTORY_DAYS, TOUCHPOINTS
 from payoff.world.journeys import GUEST, NO_DEVICE
 
 SMALL = World(customers=600, days=125, seed=11, effect=6.0)
-MEDIUM = World(customers=20_000, days=150, seed=3)
+MEDIUM = World(customers=6_000, days=150, seed=3)
 PERSONAL = ("home", "search", "recommendations")
 
 
