@@ -461,7 +461,9 @@ class LoadedProject:
             elif touchpoint.cost is not None:
                 yield SqlFragment((*at, "cost"), touchpoint.cost, touchpoint.source)
         for full, journey in self.journeys().items():
-            yield from _journey_fragments(tuple(full.split(".")), journey)
+            for piece in _journey_fragments(tuple(full.split(".")), journey):
+                # by: device is short for by: {column: device}
+                yield piece if self.positions.has(*piece.path) else piece._replace(path=piece.path[:-1])
 
     def _attribute_sources(self, name: str) -> list[str]:
         """The sources an attribute is read from: its own, else the assignment of every experiment that names it."""
