@@ -165,18 +165,21 @@ def lifecycle(figures: CohortFigures, name: str) -> Chart | None:
 def _draw_states(figures: CohortFigures, width: int) -> Sheet:
     bars = figures.states[-(_BARS if width == WIDE else 16) :]
     sheet = Sheet(width)
-    x = 0.0
+    x, row = 0.0, 3.0
     for state, (colour, opacity) in _FILLS.items():
         if any(state in b.states for b in bars):
-            sheet.box(x, 3, x + 14, 15, colour, "strong", opacity)
-            sheet.text(x + 20, 14, state, "muted", 12)
-            x += 34 + text_width(state, 12)
+            wide = 20 + text_width(state, 12)
+            if x + wide > width:
+                x, row = 0.0, row + 20
+            sheet.box(x, row, x + 14, row + 12, colour, "strong", opacity)
+            sheet.text(x + 20, row + 11, state, "muted", 12)
+            x += wide + 14
     up = max(sum(q.value for s, q in b.states.items() if s != "dormant") for b in bars)
     below = max((b.states["dormant"].value for b in bars if "dormant" in b.states), default=0.0)
     marks = ticks(-below, up, 5) if up + below > 0 else [0.0]
     labels = [formats.axis(abs(mark), max(up, below), formats.NUMBER) for mark in marks]
     left = max(text_width(label, 12) for label in labels) + 10
-    top, tall = 30.0, 210.0
+    top, tall = row + 27, 210.0
     span = (up + below) or 1.0
 
     def down(value: float) -> float:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from payoff import formats
 from payoff.formats import Unit
-from payoff.report.charts.sheet import WIDE, Sheet, fit, fit_range, text_width, ticks
+from payoff.report.charts.sheet import WIDE, Sheet, fit, text_width, ticks
 from payoff.report.figures import Quantity
 
 SHAPES = (
@@ -61,7 +61,7 @@ def ranges(rows: Sequence[Row], names: Sequence[str], unit: Unit, width: int) ->
     sheet, wide = Sheet(width), width == WIDE
     numbers = wide and len(names) <= 3
     step = 17.0 if numbers else 11.0
-    left, right = (176 if wide else 8), (512 if numbers else width - 24)
+    left, right = (176 if wide else 8), (432 if numbers else width - 24)
     top = _legend(sheet, names, 14.0) if len(names) > 1 else 4.0
     ends = [0.0] + [end for row in rows for q in row.marks if q is not None for end in (q.low, q.high)]
     low, high = min(ends), max(ends)
@@ -101,8 +101,10 @@ def ranges(rows: Sequence[Row], names: Sequence[str], unit: Unit, width: int) ->
             sheet.dot(x(q.value), middle, _tone(k), 52, hollow, shape)
             if numbers:
                 used = text_width(q.text, 12, True) + 8
-                sheet.text(530, middle + 4, q.text, "ink", 12, bold=True)
-                sheet.text(530 + used, middle + 4, fit_range(q.text, q.range, 188 - used, 12), "muted", 12)
+                sheet.text(450, middle + 4, q.text, "ink", 12, bold=True)
+                spans = (q.range, formats.without_unit(q.text, q.range))
+                span = next((s for s in spans if text_width(s, 12) <= width - 450 - used), "")
+                sheet.text(450 + used, middle + 4, span, "muted", 12)
         if not shown:
             sheet.text(left, y + head + 18, "not shown", "muted", 12)
         y += head + tall + 10

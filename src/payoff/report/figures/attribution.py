@@ -6,11 +6,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from payoff import formats
-from payoff.formats import Unit, isolate
+from payoff.formats import Unit, human, isolate
 from payoff.report.figures.grids import Cell, Grid, Part, across, figure
 from payoff.report.figures.journeys import label, others_of, quantity_of
 from payoff.report.figures.reading import MissingFigure, Node, Quantity, read_quantity, sentence
 
+_PEOPLE = {"markov": "Markov", "shapley": "Shapley", "ordered_shapley": "ordered Shapley"}
 REST, TOTAL = "(unattributed)", "(total)"
 MOST_MODELS = 12
 """Models in one picture; all of them are in the tables."""
@@ -109,6 +110,11 @@ Credit = Mapping[tuple[str, str, Scope], Mapping[str, Quantity]]
 """By model, touchpoint and scope; each figure by its kind."""
 
 
+def model_label(name: str) -> str:
+    """A model inside a sentence."""
+    return _PEOPLE.get(name) or isolate(human(name))
+
+
 def read_attribution(result: Node) -> AttributionFigures:
     credit: dict[tuple[str, str, Scope], dict[str, Quantity]] = {}
     models: dict[str, None] = {}
@@ -147,7 +153,7 @@ def read_attribution(result: Node) -> AttributionFigures:
     ordered = [*touched, *(p for p in (REST, TOTAL) if p in points)]
     drawn = share if share in kinds else main
     picture = tuple(CreditRow(label(p), tuple(of(m, p, here, drawn) for m in names)) for p in ordered if p != TOTAL)
-    named = [(m, label(m)) for m in names]
+    named = [(m, model_label(m)) for m in names]
     table = _Table(credit, ordered, named, conversions, windows)
     top = of(first, touched[0], here, share) or of(first, touched[0], here, main) if touched else None
     found = _reconciliations(result)
@@ -165,7 +171,7 @@ def read_attribution(result: Node) -> AttributionFigures:
         unit=formats.unit("share") if drawn == share else _unit(result, main),
         rows=picture,
         scope=table.said(here),
-        leading=(f"{label(touched[0])} by {label(first)}", top) if touched and top is not None else None,
+        leading=(f"{label(touched[0])}, by {model_label(first)}", top) if touched and top is not None else None,
         reconciliations=found,
         parts=tuple(parts),
     )
@@ -213,7 +219,7 @@ class _Table:
                 f"Attributed {kind}, and its share of all, by model ({self.said(scope)}), with the {self.named(kind)}"
             )
             folded = "" if kind == main else "Attributed conversions in a table"
-            grids += across(caption, "Touchpoint", [said for _, said in self.models], rows, folded)
+            grids += across(caption, "Touchpoint", [formats.capital(said) for _, said in self.models], rows, folded)
         left = (
             f" {len(self.models) - MOST_MODELS} more models are in the table." if len(self.models) > MOST_MODELS else ""
         )
@@ -242,7 +248,11 @@ class _Table:
             rows = [(Cell(label(p)), [self.cell(m, p, scope, *kinds) for m, _ in self.models]) for p in points]
             caption = f"{title}, by model ({self.said(scope)}), with the {self.named(kinds[0])}"
             folded = "" if scope == here else "The other windows and conversions"
-            grids += across(caption, "Touchpoint", [said for _, said in self.models], rows, folded) if rows else ()
+            grids += (
+                across(caption, "Touchpoint", [formats.capital(said) for _, said in self.models], rows, folded)
+                if rows
+                else ()
+            )
         yield Part(
             "Cost",
             ("Of touchpoints whose cost is known. The value is attributed: part of it may have come anyway.",),
@@ -272,7 +282,8 @@ def _arm_parts(arms: Sequence[Node]) -> Iterator[Part]:
     rows: list[tuple[Cell, ...]] = []
     for e in arms:
         quantity = read_quantity(e, formats.unit(e.text("unit", "")), change=True)
-        about = [label(e.name(key)) for key in ("model", "touchpoint") if e.has(key) and e.name(key) != TOTAL]
+        about = [formats.capital(model_label(e.name("model")))] if e.has("model") else []
+        about += [label(e.name("touchpoint"))] if e.has("touchpoint") and e.name("touchpoint") != TOTAL else []
         scope = [isolate(e.name(key)) for key in ("conversion", "window") if e.has(key)]
         n = "; ".join(f"{isolate(formats.clean(str(a)))} {formats.count(int(c))}" for a, c in e.node("n").data.items())
         rows.append(
@@ -335,7 +346,7 @@ def _reconciliation(node: Node, level: float) -> ReconciliationFigures:
     return ReconciliationFigures(
         experiment=label(node.text("experiment").partition(".")[2] or node.text("experiment")),
         contrast=isolate(node.text("contrast")),
-        model=label(node.name("model")),
+        model=model_label(node.name("model")),
         unit=unit,
         units=formats.count(int(node.number("units"))),
         attributed=needed(node, "attributed", "bootstrap"),

@@ -285,14 +285,14 @@ def full_name(name: str) -> str:
     return name if name.partition(".")[0] in _KINDS and "." in name else f"experiments.{name}"
 
 
-_CALLED = {"funnels": "Funnel", "cohorts": "Cohorts", "paths": "Paths", "attribution": "Attribution"}
+_CALLED = {"funnels": "funnel", "cohorts": "cohorts", "paths": "paths", "attribution": "attribution"}
 
 
 def title_of(name: str) -> str:
     """What a result is called; a journey with its kind, since an experiment may have its name."""
     kind, _, bare = name.partition(".")
     if bare and kind in _CALLED:
-        return f"{_CALLED[kind]}: {isolate(formats.human(bare))}"
+        return f"{isolate(formats.capital(formats.human(bare)))} ({_CALLED[kind]})"
     return isolate(formats.capital(formats.human(short_name(name))))
 
 
