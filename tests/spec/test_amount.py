@@ -13,6 +13,7 @@ from payoff.errors import UsageError
 from payoff.spec.amount import (
     Amount,
     AmountError,
+    Attributed,
     Binary,
     Effect,
     Negative,
@@ -70,6 +71,23 @@ def test_reads_populations_with_and_without_a_period() -> None:
 def test_reads_an_arm_by_name_or_in_quotes(text: str, arm: str) -> None:
     assert parse(text).effects == (("spend", arm),)
     assert parse(str(parse(text))) == parse(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("attributed(all, last)", Attributed("all", "last")),
+        ("attributed(all, last, home)", Attributed("all", "last", "home")),
+        ("attributed(all, 'time_decay 7d', \"channel: Paid, social\")", Attributed("all", "time_decay 7d", "channel: Paid, social")),
+    ],
+)  # fmt: skip
+def test_reads_credit_by_model_and_touchpoint(text: str, found: Attributed) -> None:
+    amount = parse(text)
+    assert amount.root == found
+    assert amount.attributed == (found,)
+    assert (amount.effects, amount.period) == ((), None)
+    assert parse(str(amount)) == amount
+    assert float(parse(f"2 * {text}").evaluate({found: 3.0})) == 6.0
 
 
 def test_names_each_reference_once_in_the_order_written() -> None:
@@ -174,6 +192,15 @@ def test_refuses_an_answer_beyond_any_number() -> None:
         ("volume(a, 99999999999999d)", 10, "too long"),
         ("population(a, b)", 14, "is a period"),
         ("volume(a, 365d) + population(u, 30d)", 32, "mixes the periods 365d and 30d"),
+        ("attributed()", 11, "attributed\\(\\) needs a name first"),
+        ("attributed(a)", 0, "attributed\\(\\) needs a model"),
+        ("attributed(a, 7d)", 14, "'7d' is not a name or a quoted text"),
+        ("attributed(a, '')", 14, "'' is not a name or a quoted text"),
+        ("attributed(a, last, 3)", 20, "'3' is not a name or a quoted text"),
+        ("attributed(a, last,)", 19, "'\\)' is not a name or a quoted text"),
+        ("attributed(a, last, b, c)", 21, "',' does not belong inside attributed\\(\\)"),
+        ("attributed(a, last", 18, "attributed\\( is never closed"),
+        ("effect(a, b, c)", 11, "',' does not belong inside effect\\(\\)"),
         ("365d", 0, "only stands inside volume"),
         ("'arm'", 0, "only stands inside effect"),
         ("1_000", 0, "'1_000' is neither a number"),
@@ -215,6 +242,7 @@ arms = st.text(st.characters(exclude_characters="\"'\n", exclude_categories=["Cs
 leaves = st.one_of(
     st.builds(Number, st.floats(min_value=0, allow_infinity=False, allow_nan=False)),
     st.builds(Effect, names, st.none() | names | arms),
+    st.builds(Attributed, names, names | arms, st.none() | names | arms),
     st.builds(ValueOf, names),
     st.builds(VolumeOf, names, st.just(YEAR)),
     st.builds(PopulationOf, names, st.sampled_from([None, YEAR])),
@@ -235,7 +263,25 @@ def test_the_text_of_a_tree_reads_back_as_the_tree(tree: Node) -> None:
     st.text(max_size=60)
     | st.lists(
         st.sampled_from(
-            ["effect", "(", ")", ",", "volume", "value", "1", "365d", "+", "-", "*", "/", " ", "x", "'", "."]
+            [
+                "effect",
+                "attributed",
+                "(",
+                ")",
+                ",",
+                "volume",
+                "value",
+                "1",
+                "365d",
+                "+",
+                "-",
+                "*",
+                "/",
+                " ",
+                "x",
+                "'",
+                ".",
+            ]
         ),
         max_size=30,
     ).map("".join)

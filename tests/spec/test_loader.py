@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from payoff.errors import DefinitionError, Problem, UsageError
 from payoff.spec import nouns, yamlfile
 from payoff.spec.loader import MetricUse, find_project, json_schema, load
+from tests.spec import test_journeys
 
 GOLDEN = Path(__file__).parent / "golden"
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "project.md"
@@ -980,7 +981,9 @@ def test_every_kind_of_metric_and_every_code_is_documented() -> None:
     tested = set(re.findall(r"error\[([a-z0-9-]+)\]|\[([a-z]+-[a-z-]+)\]: |\"([a-z]+-[a-z-]+)\"", found))
     assert documented <= {code for pair in tested for code in pair}
     here = Path(yamlfile.__file__).parent
-    source = "".join((here / f"{name}.py").read_text() for name in ("yamlfile", "loader", "references", "journey_references"))
+    source = "".join(
+        (here / f"{name}.py").read_text() for name in ("yamlfile", "loader", "references", "journey_references")
+    )
     used = set(
         re.findall(
             r"(?:[Pp]roblem|_stop|_nothing|Problem|Obstacle|return)\(?\s*\(?(?:name, [^\"]*|steps, |\(\), )?\"([a-z0-9]+(?:-[a-z0-9]+)*)\",",
@@ -997,7 +1000,7 @@ def test_every_kind_of_metric_and_every_code_is_documented() -> None:
 @cache
 def whole() -> Any:
     """A valid project in one map, from the examples above."""
-    texts = [ROOT.replace("include: [defs/*.yml]\n", ""), EMAIL, HOLDOUT]
+    texts = [ROOT.replace("include: [defs/*.yml]\n", ""), EMAIL, HOLDOUT, test_journeys.SOURCES, test_journeys.ALL]
     merged: dict[str, Any] = {}
     for text in texts:
         builder = yamlfile._Builder("x")
@@ -1093,6 +1096,9 @@ def test_hostile_names_and_values_raise_nothing_but_a_definition_error(
             for use in project.metrics_of(name):
                 project.window_of(use.metric, name)
         assert all(fragment.text for fragment in project.sql_fragments())
+        for full in project.journeys():
+            project.journey_entity(*full.split("."))
+            assert set(project.needed_sources(project.journey_sources(full))) <= project.sources().keys()
         return
     assert found
     for problem in found:

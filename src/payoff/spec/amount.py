@@ -420,15 +420,11 @@ class _Parser:
         first = self.take()
         if first.kind != "name":
             raise AmountError(f"{function}() needs a name first: {wrong}", first.offset)
+        if function == "attributed":
+            return self.attributed(name, first.text, wrong)
         second = self.take() if self.takes(",") else None
-        third = self.take() if function == "attributed" and self.takes(",") else None
         if not self.takes(")"):
             self.refuse_end_of_call(function, wrong)
-        if function == "attributed":
-            if second is None:
-                raise AmountError(f"attributed() needs a model: {wrong}", name.offset)
-            touchpoint = None if third is None else self.read_word(third, function, wrong)
-            return Attributed(first.text, self.read_word(second, function, wrong), touchpoint, name.offset)
         if function == "effect":
             if second is not None and (second.kind not in ("name", "text") or second.text in ('""', "''")):
                 raise AmountError(
@@ -448,6 +444,16 @@ class _Parser:
         if period is None:
             raise AmountError(f"volume() needs a period: {wrong}", name.offset)
         return VolumeOf(first.text, period, name.offset)
+
+    def attributed(self, name: _Token, of: str, wrong: str) -> Attributed:
+        words = []
+        while len(words) < 2 and self.takes(","):
+            words.append(self.read_word(self.take(), name.text, wrong))
+        if not self.takes(")"):
+            self.refuse_end_of_call(name.text, wrong)
+        if not words:
+            raise AmountError(f"attributed() needs a model: {wrong}", name.offset)
+        return Attributed(of, words[0], words[1] if len(words) > 1 else None, name.offset)
 
     def read_word(self, token: _Token, function: str, wrong: str) -> str:
         """A name, or a quoted text that is not empty."""
