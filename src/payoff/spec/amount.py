@@ -446,7 +446,7 @@ class _Parser:
         return VolumeOf(first.text, period, name.offset)
 
     def attributed(self, name: _Token, of: str, wrong: str) -> Attributed:
-        words = []
+        words: list[str] = []
         while len(words) < 2 and self.takes(","):
             words.append(self.read_word(self.take(), name.text, wrong))
         if not self.takes(")"):
