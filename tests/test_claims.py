@@ -830,6 +830,16 @@ def test_attributed_credit_is_an_input_with_its_bootstrap_draws() -> None:
     assert got.amount.unit == "USD"
 
 
+def test_a_decision_on_credit_says_what_it_rests_on() -> None:
+    rule = {"threshold": "roi > 0", "probability": 0.8}
+    got = priced(credit_claim("attributed(all, last, home)", less={"team": 100}, decision=rule), ALL)
+    assert got.decision is not None
+    assert got.decision.sentence.endswith("It rests on what was attributed, not on what was shown to be incremental.")
+    shown = priced(claim(PER_USER, less={"team": 100}, decision=rule), MARGIN)
+    assert shown.decision is not None
+    assert "attributed" not in shown.decision.sentence
+
+
 def test_touchpoints_are_added_up_as_they_were_resampled_together() -> None:
     got = priced(credit_claim("attributed(all, last)"), ALL)
     # home and Paid always share 3,000, and Email has 10: the sum does not move, whatever each of them does.
@@ -989,6 +999,22 @@ def test_credit_that_was_reconciled_is_compared_in_the_experiments_own_scope() -
     assert "attributed, not caused" in line.sentence
     assert "global_holdout shows $500 ($300 to $700) as incremental there" in line.sentence
     assert line.sentence.endswith("Of what is attributed, 75.0% (65.0% to 85.0%) would have come anyway.")
+    below = replace(held, ratio=Span(-0.09, -0.5, 0.3), anyway=Span(1.09, 0.7, 1.5))
+    more = replace(held, contrast="new vs off")
+    got = priced(
+        claim(PER_USER, compare=["attribution.all"]),
+        {
+            "x": MARGIN,
+            "attribution.all": attribution(credited("even", "home", BOOT), closer=Closer(reconciliation=(below, more))),
+        },
+    )
+    assert [line.model for line in got.compare] == ["last", "last", "even"], (
+        "a model that was not reconciled has its total"
+    )
+    assert "treated units (on vs off) (attributed, not caused)" in got.compare[0].sentence
+    assert got.compare[0].sentence.endswith("Incremental over attributed is \u22129% (\u221250% to 30%).")
+    assert "treated units (new vs off)" in got.compare[1].sentence
+    assert "to all touchpoints together" in got.compare[2].sentence
     unknown = replace(held, ratio=None, anyway=None, reason="the credit is not clear of zero")
     got = priced(
         claim(PER_USER, compare=["attribution.all"]),

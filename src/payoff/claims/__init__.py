@@ -212,6 +212,9 @@ def _price(
     decision = None
     if claim.decision is not None and threshold is not None:
         decision = _decide(claim.decision, float(np.mean(threshold.holds(amounts, cost_draws))), withheld)
+        if credit:
+            told = f"{decision.sentence} It rests on what was attributed, not on what was shown to be incremental."
+            decision = replace(decision, sentence=told)
     swings, skipped = swings_of(model, claim, period, words_of(threshold, subject, unit), descriptive)
     notes.extend(skipped)
     risky = [

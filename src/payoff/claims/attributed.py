@@ -15,7 +15,7 @@ from payoff.claims.model import Compared, Input, Quantity, Refused
 from payoff.claims.words import listed
 from payoff.errors import did_you_mean
 from payoff.estimate import Draws, Estimate, FloatArray, draw_jointly
-from payoff.result import Refusal, Result
+from payoff.result import Reconciliation, Refusal, Result
 from payoff.spec.amount import Attributed
 from payoff.spec.nouns import Claim
 
@@ -190,7 +190,11 @@ def compare(
     for name in claim.compare:
         result = results.get(name)
         if isinstance(result, Result):
-            lines = _reconciled(name, result) or _totals(name, result, amount, level, seed, draws, causal=causal)
+            lines = []
+            for model in dict.fromkeys(str(e.labels.get("model", "")) for e in _credit(result)):
+                lines += _reconciled(name, model, result) or _totals(
+                    name, model, result, amount, level, seed, draws, causal=causal
+                )
             found += lines or [_nothing(name, f"{name} credits nothing that has a total")]
         elif result is not None:
             found.append(_nothing(name, f"{name} was refused: {result.reason}"))
@@ -207,29 +211,46 @@ def _ended(text: str) -> str:
     return text if text.endswith((".", "!", "?")) else f"{text}."
 
 
-def _reconciled(name: str, result: Result) -> list[Compared]:
+def _reconciled(name: str, model: str, result: Result) -> list[Compared]:
     """In the experiment's own scope, where the credit of what it changed is known: like is compared with like there."""
     lines = []
-    for held in result.closer.reconciliation:
+    mine = [held for held in result.closer.reconciliation if held.model == model]
+    for held in mine:
         credit, truth, unit = held.attributed, held.incremental, formats.unit(held.unit)
         given = formats.written(credit.value, credit.low, credit.high, unit)
         shown = formats.written(truth.value, truth.low, truth.high, unit)
+        of = [
+            t
+            for t, several in ((held.metric, _many(mine, "metric")), (held.contrast, _many(mine, "contrast")))
+            if several
+        ]
+        told = f" ({', '.join(of)})" if of else ""
         sentence = (
-            f"{held.model} attributes {given.value} ({given.range}) to what {held.experiment} changed, for its treated units "
+            f"{model} attributes {given.value} ({given.range}) to what {held.experiment} changed, for its treated units{told} "
             f"(attributed, not caused); {held.experiment} shows {shown.value} ({shown.range}) as incremental there."
         )
-        if held.anyway is not None:
-            share = formats.written(held.anyway.value, held.anyway.low, held.anyway.high, formats.unit("share"))
+        anyway, ratio = held.anyway, held.ratio
+        if anyway is not None and 0 <= anyway.value <= 1:
+            share = formats.written(anyway.value, anyway.low, anyway.high, formats.unit("share"))
             sentence += f" Of what is attributed, {share.value} ({share.range}) would have come anyway."
+        elif ratio is not None:
+            share = formats.written(ratio.value, ratio.low, ratio.high, formats.unit("share"))
+            sentence += f" Incremental over attributed is {share.value} ({share.range})."
         elif held.reason:
             sentence += f" {formats.capital(_ended(held.reason))}"
-        lines.append(Compared(name, held.model, credit.value, credit.low, credit.high, held.unit, sentence))
+        lines.append(Compared(name, model, credit.value, credit.low, credit.high, held.unit, sentence))
     return lines
 
 
+def _many(rows: Sequence[Reconciliation], key: str) -> bool:
+    return len({getattr(row, key) for row in rows}) > 1
+
+
 def _totals(
-    name: str, result: Result, amount: Quantity, level: float, seed: int, draws: int, *, causal: bool
+    name: str, model: str, result: Result, amount: Quantity, level: float, seed: int, draws: int, *, causal: bool
 ) -> list[Compared]:
+    if model == _NO_TOTAL:
+        return []
     credit, lines = _credit(result), []
     cells = _cells(credit)
     told = formats.written(amount.value, amount.low, amount.high, formats.unit(amount.unit))
@@ -238,22 +259,19 @@ def _totals(
         if causal
         else f"the claim's own amount is {told.value} ({told.range}), and that was not measured by comparing either"
     )
-    for model in dict.fromkeys(str(e.labels.get("model", "")) for e in credit):
-        if model == _NO_TOTAL:
+    for cell in cells:
+        mine = [e for e in _of(credit, cell) if e.labels.get("model") == model]
+        if not mine:
             continue
-        for cell in cells:
-            mine = [e for e in _of(credit, cell) if e.labels.get("model") == model]
-            if not mine:
-                continue
-            value = float(sum(e.value for e in mine))
-            low, high = _interval(mine, level, stream(seed, f"evidence({name})"), draws)
-            unit = mine[0].unit
-            shown = formats.written(value, low, high, formats.unit(unit))
-            sure = f" ({shown.range})" if low < high else ""
-            several = "" if len(cells) == 1 else f" for {' over '.join(filter(None, cell))}"
-            sentence = (
-                f"{model} attributes {shown.value}{sure} to all touchpoints together{several} "
-                f"(attributed, not caused), over the conversions that {name} reads; {beside}."
-            )
-            lines.append(Compared(name, model, value, low, high, unit, sentence))
+        value = float(sum(e.value for e in mine))
+        low, high = _interval(mine, level, stream(seed, f"evidence({name})"), draws)
+        unit = mine[0].unit
+        shown = formats.written(value, low, high, formats.unit(unit))
+        sure = f" ({shown.range})" if low < high else ""
+        several = "" if len(cells) == 1 else f" for {' over '.join(filter(None, cell))}"
+        sentence = (
+            f"{model} attributes {shown.value}{sure} to all touchpoints together{several} "
+            f"(attributed, not caused), over the conversions that {name} reads; {beside}."
+        )
+        lines.append(Compared(name, model, value, low, high, unit, sentence))
     return lines
