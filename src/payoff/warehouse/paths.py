@@ -75,8 +75,8 @@ class Wait:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PathData:
-    """``paths`` are the commonest of enough units; ``untouched`` journeys met no touchpoint. ``rest_units``: those of journeys on no
-    path here. ``unripe``: events whose window is not over, in nothing. ``unseen``: journeys whose window begins before the first touch
+    """``paths`` are the commonest of enough units; ``untouched`` journeys met no touchpoint (None: none, or too few to tell).
+    ``rest_units``: those of journeys on no path here. ``unripe``: events whose window is not over, in nothing. ``unseen``: journeys whose window begins before the first touch
     that the data holds. ``wait`` is a sentence where there is no median to give, None where none is asked for."""
 
     stops: tuple[Stop, ...]
@@ -179,7 +179,7 @@ class _Kernel:
                     self.catalog.engine.drop(f"path_{table}")
             paths = self._top()
             untouched = next(iter(self._paths(self._counts(touched=False))), None)
-            rest = self._rest_units(paths)
+            rest = self._rest_units(paths, untouched)
             edges = self._edges(untouched)
             wait = self._wait() if self.to else None
         return PathData(
@@ -414,14 +414,14 @@ class _Kernel:
     def _top(self) -> tuple[PathCount, ...]:
         return self._paths(self._counts(touched=True))
 
-    def _rest_units(self, paths: tuple[PathCount, ...]) -> int:
-        """Units of journeys that are on no path told, nor without a touch."""
+    def _rest_units(self, paths: tuple[PathCount, ...], untouched: PathCount | None) -> int:
+        """Units of journeys on no path that is told."""
         told = [
             exp.Tuple(expressions=[exp.Literal.string("".join(chr(c + _LETTER) for c in p.codes)), exp.convert(p.cut)])
-            for p in paths
+            for p in (*paths, *([] if untouched is None else [untouched]))
         ]
         other = exp.true() if not told else exp.not_(exp.In(this=fragment("(path, cut)"), expressions=told))
-        query = sql("SELECT count(DISTINCT uid) AS n FROM path_journeys WHERE path <> '' AND $other", other=other)
+        query = sql("SELECT count(DISTINCT uid) AS n FROM path_journeys WHERE $other", other=other)
         return int(self._row(self._step("units of all other paths", "so that none is told by difference", query))["n"])
 
     def _flow(self) -> Step:
