@@ -634,7 +634,8 @@ class Project:
         """The sources that use the id of the entity at ``path``, because they do not map that entity themselves."""
         entity = str(path[1])
         known = self.loaded.sources()
-        return [s for s in sources if entity not in known[s].entity and self.loaded.declares(known[s], entity)]
+        own = [s for s in sources if known[s].sessions is None]  # sessions know their unit
+        return [s for s in own if entity not in known[s].entity and self.loaded.declares(known[s], entity)]
 
     def _problem(self, steps: loader.Steps, error: ExpressionError) -> Problem:
         file, line, column = self.loaded.positions.of(*steps)

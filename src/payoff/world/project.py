@@ -68,7 +68,7 @@ attribution:
     conversion: {event: orders, value: "amount * margin_rate"}
     touchpoints: [home, search, recommendations, paid_social, email, direct]
     window: 30d
-    models: [first, last, linear, {time_decay: {half_life: 7d}}, {position: [0.4, 0.2, 0.4]}, markov, shapley]
+    models: [last, first, linear, {time_decay: {half_life: 7d}}, {position: [0.4, 0.2, 0.4]}, markov, shapley]
     starts: %(start)s
     reconcile_with: global_holdout   # what the holdout proves rescales the credit, and shows how much would have come anyway
     owner: growth@acme.example
