@@ -217,6 +217,7 @@ class _Kernel:
         for label in self.windows:
             for model in self._of("custom"):
                 yield self._faults(label, model)
+        for label in self.windows:
             if self._of(*RULES):
                 yield self._rules(label)
             if self._of(*RULES) and self.arms:
@@ -519,25 +520,26 @@ class _Kernel:
               FROM reach AS c ASOF LEFT JOIN latest AS w ON w.uid = c.uid AND c.opens >= w.us
             )
             """,
-            **self._reach(),
+            reach=self._reach(),
         )
         step = self._step("what the cap drops", "touches within the window that are not kept", lost)
         self.steps.append(step)
         found = self.catalog.engine.row(step.query, step.name)
         return True, Capped(int(found["units"]), int(found["touches"]), int(found["conversions"]))
 
-    def _reach(self) -> dict[str, Query]:
-        """Heavy units' conversions with ``p``, the rank of their latest touch."""
-        latest = sql("SELECT uid, us, max(r) AS r FROM credit_ranks GROUP BY uid, us")
-        reach = sql(
+    def _reach(self) -> Query:
+        """Heavy units' conversions with ``p``, the rank of their latest touch; beside it ``latest``, the rank at each time."""
+        return sql(
             """
-            SELECT c.*, c.us - $window AS opens, h.keep, l.r AS p
-            FROM (SELECT c.*, h.keep FROM credit_conversions AS c JOIN credit_heavy AS h ON h.uid = c.uid) AS h
-            ASOF JOIN latest AS l ON l.uid = h.uid AND h.us >= l.us
-            """.replace("c.*, c.us - $window AS opens, h.keep, l.r", "h.*, h.us - $window AS opens, l.r"),
+            SELECT c.*, c.us - $window AS opens, l.r AS p
+            FROM (
+              SELECT c.*, h.keep FROM credit_conversions AS c JOIN credit_heavy AS h ON h.uid = c.uid
+            ) AS c
+            ASOF JOIN latest AS l ON l.uid = c.uid AND c.us >= l.us
+            """,
             window=self.longest,
+            latest=sql("SELECT uid, us, max(r) AS r FROM credit_ranks GROUP BY uid, us"),
         )
-        return {"latest": latest, "reach": reach}
 
     def _pairs(self, heavy: bool) -> Step:
         light = sql(
@@ -559,7 +561,7 @@ class _Kernel:
                 JOIN credit_ranks AS t ON t.uid = c.uid AND t.r // t.keep = c.bucket
                 WHERE t.r <= c.p AND t.r > c.p - c.keep AND t.us > c.opens
                 """,
-                **self._reach(),
+                reach=self._reach(),
             )
             query = sql("SELECT * FROM light UNION ALL SELECT * FROM newest", light=light, newest=newest)
         return self._step("pairs of touch and conversion", "every touch in the window of a conversion", query)
