@@ -28,8 +28,9 @@ BLOCKED = ("null", "undefined", "guest", "anonymous", "unknown", "none", "nan")
 """Values that stand for nobody, whatever their case. So do empty ones and those of nothing but zeros, dashes and blanks."""
 _FILL = " \t\r\n0-"
 _SHOWN = 10
-_ALIASES = 2**40
-"""Aliases are numbered from here on, so that what they are seen with in the id column is smaller."""
+NUMBERS = 2**62
+"""Ids are numbered by a hash below this, and an alias that is in no row's id column by that and so much more: what aliases are seen
+with in the id column is then smaller. Should two ids get one number, all are numbered anew."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,16 +116,19 @@ def plan(catalog: Catalog, entity: str) -> list[Step]:
     """The statements of ``build`` in order, one round of its loop for all. Reads no rows."""
     work = _Work(catalog, entity)
     return [
-        work.rows(),
         work.names(),
+        work.rows(),
+        work.odd(),
         work.codes(),
         work.shared(),
         work.pairs(),
+        work.leaves(),
         work.edges(),
         work.small_star(0),
         work.large_star(0),
-        work.units(1),
-        work.map(1),
+        work.members(1),
+        work.units(),
+        work.map(),
     ]
 
 
@@ -136,7 +140,7 @@ def read_columns(catalog: Catalog, entity: str) -> None:
 def build(catalog: Catalog, entity: str) -> Identified:
     """Make the map of an entity's ids: the temporary table ``identity_ENTITY`` (id, canonical, from_us).
 
-    Every id in a component that is not too large is in it, canonical ones too. Raises DataError where no row holds two ids that
+    It holds every id that is of another's name; the rest are their own. Raises DataError where no row holds two ids that
     may be joined.
     """
     work = _Work(catalog, entity)
@@ -157,7 +161,7 @@ class _Work:
         self.view = catalog.view(declared.source)
         self.table = identity_table(entity)
         self.values = _ids(self.view, entity, catalog.aliases(entity))
-        self.apart = declared.shared == "apart"
+        self.apart, self.salt = declared.shared == "apart", 0
         self.time = _time(self.view, declared)
         self.tables: list[str] = []
         self.steps: list[Step] = []
@@ -167,73 +171,83 @@ class _Work:
     def _step(self, name: str, purpose: str, query: Query, reads: str = "", columns: Sequence[str] = ()) -> Step:
         return Step(f"identity of {self.entity}: {name}", reads, purpose, tuple(columns), (), query)
 
-    @property
-    def _names(self) -> list[str]:
-        return [f"v{k}" for k in range(len(self.values))]
-
-    def _several(self, names: Sequence[str]) -> exp.Expr:
-        """Are two or more of the columns there?"""
-        present = [fragment(f"({name} IS NOT NULL)::INTEGER") for name in names]
-        total = present[0]
-        for other in present[1:]:
-            total = exp.Add(this=total, expression=other)
-        return exp.GTE(this=total, expression=exp.convert(2))
-
-    def rows(self) -> Step:
-        texts = [
+    def _told(self) -> exp.Select:
+        """The rows that hold several ids: those as text (v0 is the id's, NULL where there is none), and the time."""
+        names = [f"v{k}" for k in range(len(self.values))]
+        told = [
             exp.alias_(fragment("CASE WHEN trim($v, $blank) <> '' THEN $v END", v=v, blank=" \t\r\n"), name)
-            for v, name in zip(self.values, self._names, strict=True)
+            for v, name in zip(self.values, names, strict=True)
         ]
         us = self.time if self.time is not None else exp.cast(exp.null(), "BIGINT")
-        texts.append(exp.alias_(us.copy(), "us"))
-        base = Query(exp.select(*texts).from_(self.view.own_rows().subquery("base")))
-        names = ", ".join(self._names)
+        rows = exp.select(*told, exp.alias_(us.copy(), "us")).from_(self.view.own_rows().subquery("base"))
+        present = " + ".join(f"({name} IS NOT NULL)::INTEGER" for name in names)
+        return exp.select("*").from_(rows.subquery("told")).where(fragment(f"{present} >= 2"))
+
+    def _hash(self, name: str) -> exp.Expr:
+        """The number of an id: of 62 bits, so that there is room to tell aliases by one more."""
+        return fragment(f"CAST(hash({name}, $salt) % $most AS BIGINT)", salt=self.salt, most=NUMBERS)
+
+    def rows(self) -> Step:
+        count = len(self.values)
         query = sql(
             f"""
-            SELECT {names}, min(us) AS us, count(*) FILTER (WHERE us IS NULL) AS untimed
-            FROM told WHERE $several GROUP BY {names}
+            SELECT $numbers, min(us) AS us, count(*) FILTER (WHERE us IS NULL) AS untimed
+            FROM told GROUP BY {", ".join(f"n{k}" for k in range(count))}
             """,
-            several=self._several(self._names),
-            told=base,
+            numbers=[exp.alias_(self._hash(f"v{k}"), f"n{k}") for k in range(count)],
+            told=Query(self._told()),
         )
-        reads = sorted({c.name for t in texts for c in t.find_all(exp.Column)})
-        return self._step("rows", "rows that hold several ids, equal ones once", query, self.view.own.key, reads)
+        reads = sorted({c.name for e in (*self.values, self.time) if e is not None for c in e.find_all(exp.Column)})
+        return self._step(
+            "rows", "rows that hold several ids, in numbers, equal ones once", query, self.view.own.key, reads
+        )
 
     def names(self) -> Step:
-        told = " UNION ALL ".join(
-            f"SELECT {name} AS id, {str(k == 0).upper()} AS own FROM {self.table}_rows WHERE {name} IS NOT NULL"
-            for k, name in enumerate(self._names)
-        )
+        parts = [
+            exp.select(exp.alias_(column(f"v{k}"), "id"), exp.alias_(exp.convert(k == 0), "own"))
+            .from_(self._told().subquery("told"))
+            .where(fragment(f"v{k} IS NOT NULL"))
+            for k in range(len(self.values))
+        ]
+        every: exp.Query = parts[0]
+        for part in parts[1:]:
+            every = exp.union(every, part, distinct=False)
         query = sql(
-            f"""
-            SELECT id, own, alias, blocked, n_rows, row_number() OVER () + CASE WHEN own THEN 0 ELSE $alias END AS n
-            FROM (
-              SELECT id, bool_or(own) AS own, bool_or(NOT own) AS alias, count(*) AS n_rows, $blocked AS blocked
-              FROM ({told}) AS told GROUP BY id
-            ) AS ids
+            """
+            SELECT id, $n AS n, own, alias, $blocked AS blocked
+            FROM (SELECT id, bool_or(own) AS own, bool_or(NOT own) AS alias FROM every_id GROUP BY id) AS ids
             """,
-            alias=_ALIASES,
+            n=self._hash("id"),
             blocked=_nobody(self.declared),
+            every_id=Query(every),
         )
-        return self._step("names", "every id once, numbered; which stand for nobody", query)
+        reads = sorted({c.name for e in self.values for c in e.find_all(exp.Column)})
+        return self._step("names", "every id once; which stand for nobody", query, self.view.own.key, reads)
+
+    def odd(self) -> Step:
+        query = sql(f"SELECT n, blocked FROM {self.table}_names WHERE blocked OR (own AND alias)")
+        return self._step("odd ids", "those that stand for nobody, or in two columns", query)
 
     def codes(self) -> Step:
-        names = self._names
-        columns = ", ".join(f"c{k}.n AS n{k}" for k in range(len(names)))
-        joins = " ".join(
-            f"LEFT JOIN {self.table}_names AS c{k} ON c{k}.id = r.{name} AND NOT c{k}.blocked"
-            for k, name in enumerate(names)
-        )
+        """Rows again, without those who are nobody. An alias has a larger number than any value of the id column."""
+        count, t = len(self.values), self.table
+        told = ["CASE WHEN o0.blocked THEN NULL ELSE n0 END AS n0"]
+        told += [
+            f"CASE WHEN o{k}.blocked THEN NULL WHEN o{k}.n IS NULL THEN n{k} + $alias ELSE n{k} END AS n{k}"
+            for k in range(1, count)
+        ]
+        joins = " ".join(f"LEFT JOIN {t}_odd AS o{k} ON o{k}.n = r.n{k}" for k in range(count))
         timed = "WHERE r.us IS NOT NULL" if self.time is not None else ""
-        return self._step(
-            "codes", "the rows in numbers", sql(f"SELECT {columns}, r.us FROM {self.table}_rows AS r {joins} {timed}")
-        )
+        query = sql(f"SELECT {', '.join(told)}, r.us FROM {t}_rows AS r {joins} {timed}", alias=NUMBERS)
+        return self._step("codes", "the rows of those who are somebody", query)
 
     def shared(self) -> Step:
         told = " UNION ".join(
             f"SELECT n0, n{k} AS n FROM {self.table}_codes WHERE n0 <> n{k}" for k in range(1, len(self.values))
         )
-        query = sql(f"SELECT n, count(*) AS units FROM ({told}) AS told GROUP BY n HAVING count(*) > 1")
+        query = sql(
+            f"SELECT n, count(*) AS units FROM (SELECT DISTINCT * FROM ({told}) AS t) AS told GROUP BY n HAVING count(*) > 1"
+        )
         return self._step("shared", "aliases that several values of the id column claim", query)
 
     def pairs(self) -> Step:
@@ -257,12 +271,19 @@ class _Work:
         )
         return self._step("pairs", "which id was seen with which, and since when", query)
 
-    def edges(self) -> Step:
-        return self._step(
-            "edges, round 0",
-            "each pair hangs the larger number on the smaller",
-            sql(f"SELECT a, b FROM {self.table}_pairs"),
+    def leaves(self) -> Step:
+        """Ids that were seen with one other alone, a smaller one: they need no rounds, and are mostly the greater part."""
+        query = sql(
+            f"""
+            SELECT a, min(b) AS b FROM {self.table}_pairs
+            WHERE a NOT IN (SELECT b FROM {self.table}_pairs) GROUP BY a HAVING count(*) = 1
+            """
         )
+        return self._step("leaves", "ids seen with one other alone", query)
+
+    def edges(self) -> Step:
+        query = sql(f"SELECT p.a, p.b FROM {self.table}_pairs AS p ANTI JOIN {self.table}_leaves AS l ON l.a = p.a")
+        return self._step("edges, round 0", "each pair hangs the larger number on the smaller", query)
 
     def small_star(self, i: int) -> Step:
         query = sql(
@@ -282,8 +303,8 @@ class _Work:
             """
             SELECT DISTINCT e.b AS a, m.b AS b FROM ends AS e JOIN least_of AS m ON e.a = m.a WHERE e.b > e.a
             """,
-            least_of=sql("SELECT a, least(min(b), a) AS b FROM ends GROUP BY a"),
             ends=sql(f"SELECT a, b FROM {self._star(i)} UNION ALL SELECT b, a FROM {self._star(i)}"),
+            least_of=sql("SELECT a, least(min(b), a) AS b FROM ends GROUP BY a"),
         )
         return self._step(f"large star, round {i + 1}", "all that hangs on an id, on the smallest around it", query)
 
@@ -293,21 +314,31 @@ class _Work:
     def _star(self, i: int) -> str:
         return f"{self.table}_star_{i}"
 
-    def units(self, i: int) -> Step:
+    def members(self, i: int) -> Step:
+        query = sql(
+            f"""
+            SELECT n, unit FROM core
+            UNION ALL SELECT l.a, coalesce(m.unit, l.b) FROM {self.table}_leaves AS l LEFT JOIN core AS m ON m.n = l.b
+            UNION ALL SELECT DISTINCT l.b, l.b FROM {self.table}_leaves AS l ANTI JOIN core AS m ON m.n = l.b
+            """,
+            core=sql(
+                f"SELECT a AS n, b AS unit FROM {self._round(i)} UNION ALL SELECT DISTINCT b, b FROM {self._round(i)}"
+            ),
+        )
+        return self._step("members", "which unit each number is of", query)
+
+    def units(self) -> Step:
         query = sql(
             f"""
             SELECT m.unit, count(*) AS size, coalesce(min(c.id) FILTER (WHERE c.own), min(c.id)) AS canonical
-            FROM members AS m JOIN {self.table}_names AS c ON c.n = m.n GROUP BY m.unit
+            FROM {self.table}_members AS m JOIN {self.table}_names AS c ON c.n = m.n % $numbers GROUP BY m.unit
             """,
-            members=sql(self._members(i)),
+            numbers=NUMBERS,
         )
         return self._step("units", "the ids of each unit, and the one that names it", query)
 
-    def _members(self, i: int) -> str:
-        return f"SELECT a AS n, b AS unit FROM {self._round(i)} UNION ALL SELECT DISTINCT b, b FROM {self._round(i)}"
-
-    def map(self, i: int) -> Step:
-        parts: dict[str, Query | int] = {"members": sql(self._members(i)), "most": self.declared.max_size}
+    def map(self) -> Step:
+        parts: dict[str, Query | int] = {"most": self.declared.max_size, "numbers": NUMBERS}
         since, times = "CAST(NULL AS BIGINT)", ""
         if self.declared.lookback is not None:
             # left open, as every look back is: a row of just that long before is too early
@@ -318,9 +349,9 @@ class _Work:
         query = sql(
             f"""
             SELECT c.id, u.canonical, {since} AS from_us
-            FROM members AS m JOIN {self.table}_names AS c ON c.n = m.n JOIN {self.table}_units AS u ON u.unit = m.unit
-            {times}
-            WHERE u.size <= $most
+            FROM {self.table}_members AS m JOIN {self.table}_names AS c ON c.n = m.n % $numbers
+              JOIN {self.table}_units AS u ON u.unit = m.unit {times}
+            WHERE u.size <= $most AND c.id <> u.canonical
             """,
             **parts,
         )
@@ -347,13 +378,13 @@ class _Work:
 
     def run(self) -> Identified:
         t = self.table
+        self._number()
         self._keep("rows", self.rows())
-        self._keep("names", self.names())
+        self._keep("odd", self.odd())
         self._keep("codes", self.codes())
         seen = self._row(
             f"SELECT count(*) AS n, coalesce(sum(untimed) FILTER (WHERE us IS NULL), 0) AS untimed FROM {t}_rows"
         )
-        self._drop("rows")
         self._keep("shared", self.shared())
         self._keep("pairs", self.pairs())
         self._drop("codes")
@@ -362,9 +393,10 @@ class _Work:
         blocked = self._row(f"SELECT count(*) AS n FROM {t}_names WHERE blocked")["n"]
         if not pairs:
             raise self._nothing(int(seen["n"]), untimed, int(blocked))
-        rounds = self._components()
-        self._keep("units", self.units(rounds))
-        step = self.map(rounds)
+        self._keep("leaves", self.leaves())
+        self._keep("members", self.members(self._components()))
+        self._keep("units", self.units())
+        step = self.map()
         self.catalog.engine.keep(t, step.query, step.name, self.view.name)
         self.steps.append(step)
         sizes = self._row(
@@ -377,6 +409,7 @@ class _Work:
             most=self.declared.max_size,
         )
         most = self.declared.max_size
+        columns = " UNION ALL ".join(f"SELECT n{k} AS n FROM {t}_rows" for k in range(len(self.values)))
         return Identified(
             entity=self.entity,
             source=self.view.name,
@@ -390,7 +423,12 @@ class _Work:
             ),
             shared_count=int(self._row(f"SELECT count(*) AS n FROM {t}_shared")["n"]),
             apart=self.apart,
-            blocked=self._top(f"SELECT id AS name, n_rows AS n FROM {t}_names WHERE blocked"),
+            blocked=self._top(
+                f"""
+                SELECT c.id AS name, count(*) AS n FROM ({columns}) AS r JOIN {t}_names AS c ON c.n = r.n
+                WHERE c.blocked GROUP BY c.id
+                """
+            ),
             blocked_count=int(blocked),
             too_large=self._top(f"SELECT canonical AS name, size AS n FROM {t}_units WHERE size > {most:d}"),
             too_large_count=int(sizes["too_large"]),
@@ -400,6 +438,16 @@ class _Work:
             max_size=most,
             steps=tuple(self.steps),
         )
+
+    def _number(self) -> None:
+        """Every id under a number of its own."""
+        while True:
+            self._keep("names", self.names())
+            told = self._row(f"SELECT count(*) = count(DISTINCT n) AS apart FROM {self.table}_names")
+            if told["apart"]:
+                return
+            self._drop("names")
+            self.salt += 1
 
     def _components(self) -> int:
         """Rounds until every id hangs on one that hangs on none; returns the number of the last."""

@@ -176,7 +176,7 @@ def as_id(expression: exp.Expr, kind: str) -> exp.Expr:
 
 
 def identity_table(entity: str) -> str:
-    """The temporary table of an entity's ids: (id, canonical, from_us), from_us NULL where an id is joined at any time."""
+    """The temporary table of an entity's joined ids: (id, canonical, from_us), from_us NULL where it is joined at any time."""
     return f"identity_{entity}"
 
 
@@ -237,10 +237,8 @@ class View:
                     t=_qualified(found.since),
                 )
             unit = fragment("coalesce($canonical, $own_id)", canonical=canonical, own_id=text)
-            # ids that are their own unit need no look-up, which halves what is kept in memory
-            joined = exp.select("*").from_(table).where("id <> canonical").subquery(alias)
             select = select.select(exp.alias_(unit, found.name, quoted=True)).join(
-                joined, on=fragment(f"{alias}.id = $own_id", own_id=text), join_type="left"
+                exp.table_(table, alias=alias), on=fragment(f"{alias}.id = $own_id", own_id=text), join_type="left"
             )
         return Relation(self.own.key, select, self.own.columns, self.own.files, self.own.table)
 
