@@ -103,8 +103,8 @@ def ranges(rows: Sequence[Row], names: Sequence[str], unit: Unit, width: int) ->
                 used = text_width(q.text, 12, True) + 8
                 sheet.text(450, middle + 4, q.text, "ink", 12, bold=True)
                 spans = (q.range, formats.without_unit(q.text, q.range))
-                span = next((s for s in spans if text_width(s, 12) <= width - 450 - used), "")
-                sheet.text(450 + used, middle + 4, span, "muted", 12)
+                fitting = next((s for s in spans if text_width(s, 12) <= width - 450 - used), "")
+                sheet.text(450 + used, middle + 4, fitting, "muted", 12)
         if not shown:
             sheet.text(left, y + head + 18, "not shown", "muted", 12)
         y += head + tall + 10

@@ -13,6 +13,7 @@ from payoff.report.figures.reading import MissingFigure, Node, Quantity, read_qu
 
 _PEOPLE = {"markov": "Markov", "shapley": "Shapley", "ordered_shapley": "ordered Shapley"}
 REST, TOTAL = "(unattributed)", "(total)"
+_NAMES_OF_DATA = ("(none)", "(other)")
 MOST_MODELS = 12
 """Models in one picture; all of them are in the tables."""
 MOST_CELLS = 1600
@@ -27,6 +28,7 @@ _CREDIT = {
     "cost per attributed conversion": "cost",
 }
 _ARMS = "difference in attributed value per unit"
+_PLACES = "attributed conversions by position"
 _BY = {
     "holdout": "its share of what the holdout shows",
     "own experiment": "its own experiment",
@@ -71,7 +73,10 @@ class ReconciliationFigures:
             return f"What share would have come anyway is not told: {sentence(self.reason or 'no ratio was given')}"
         if self.anyway.value < 0:
             return f"More was shown than was attributed: the ratio is {self.ratio.full if self.ratio else 'above 1'}."
-        return f"{self.anyway.text} of what was attributed would have come anyway ({self.anyway.interval})."
+        said = f"{self.anyway.text} of what was attributed would have come anyway ({self.anyway.interval})."
+        if self.incremental.low <= 0 <= self.incremental.high:
+            said += " What was shown is not clear of zero, so all of it may have."
+        return said
 
     @property
     def conflicts(self) -> tuple[str, ...]:
@@ -122,11 +127,14 @@ def read_attribution(result: Node) -> AttributionFigures:
     conversions: dict[str, None] = {}
     windows: dict[str, None] = {}
     arms: list[Node] = []
+    places: list[Node] = []
     rest: list[Node] = []
     for e in result.nodes("estimates"):
         estimand = e.text("estimand")
         if estimand == _ARMS:
             arms.append(e)
+        elif estimand == _PLACES:
+            places.append(e)
         elif estimand not in _CREDIT:
             rest.append(e)
         else:
@@ -149,8 +157,9 @@ def read_attribution(result: Node) -> AttributionFigures:
         found = of(first, point, here, main) or of(first, point, here, share)
         return -found.value if found is not None else 0.0
 
-    touched = sorted((p for p in points if p not in (REST, TOTAL)), key=rank)
-    ordered = [*touched, *(p for p in (REST, TOTAL) if p in points)]
+    few = [p for p in points if p.startswith("(") and p not in (REST, TOTAL, *_NAMES_OF_DATA)]
+    touched = sorted((p for p in points if p not in (REST, TOTAL, *few)), key=rank)
+    ordered = [*touched, *few, *(p for p in (REST, TOTAL) if p in points)]
     drawn = share if share in kinds else main
     picture = tuple(CreditRow(label(p), tuple(of(m, p, here, drawn) for m in names)) for p in ordered if p != TOTAL)
     named = [(m, model_label(m)) for m in names]
@@ -161,6 +170,7 @@ def read_attribution(result: Node) -> AttributionFigures:
         *table.credit(here, main, share, len(scopes) > 1),
         *table.costs(scopes, here),
         *table.side_by_side(scopes, main, share),
+        *_place_parts(places),
         *_arm_parts(arms),
         *_reconciliation_parts(found),
         *others_of(rest),
@@ -278,11 +288,34 @@ class _Table:
         yield Part(f"{title} side by side", left, tuple(grids))
 
 
+def _place_parts(places: Sequence[Node]) -> Iterator[Part]:
+    """Ordered credit by place in the path: one table for each conversion and window."""
+    scopes: dict[tuple[str, str, str], dict[str, dict[int, Quantity]]] = {}
+    heads: dict[int, str] = {}
+    for e in places:
+        scope = (e.name("model"), e.name("conversion"), e.name("window"))
+        at = int(e.number("position"))
+        name, _, touch = e.name("touchpoint").rpartition(", touch ")
+        heads[at] = f"Touch {touch or at}"
+        scopes.setdefault(scope, {}).setdefault(label(name or touch), {})[at] = quantity_of(e)
+    grids: list[Grid] = []
+    columns = sorted(heads)
+    for (model, conversion, window), of in scopes.items():
+        rows = [
+            (Cell(name), [figure(x.get(at), without="none or too few") for at in columns]) for name, x in of.items()
+        ]
+        about = f"{label(conversion)}, {isolate(window)} window"
+        caption = f"Attributed conversions by {model_label(model)}, by place in the path ({about})"
+        grids += across(caption, "Touchpoint", [heads[at] for at in columns], rows, "By place in the path")
+    if grids:
+        yield Part("Credit by place in the path", (), tuple(grids))
+
+
 def _arm_parts(arms: Sequence[Node]) -> Iterator[Part]:
     rows: list[tuple[Cell, ...]] = []
     for e in arms:
         quantity = read_quantity(e, formats.unit(e.text("unit", "")), change=True)
-        about = [formats.capital(model_label(e.name("model")))] if e.has("model") else []
+        about = [formats.capital(model_label(e.name("model")))] if e.has("model") else ["All, attributed or not"]
         about += [label(e.name("touchpoint"))] if e.has("touchpoint") and e.name("touchpoint") != TOTAL else []
         scope = [isolate(e.name(key)) for key in ("conversion", "window") if e.has(key)]
         n = "; ".join(f"{isolate(formats.clean(str(a)))} {formats.count(int(c))}" for a, c in e.node("n").data.items())
@@ -335,7 +368,7 @@ def _reconciliation(node: Node, level: float) -> ReconciliationFigures:
         kind = "confidence" if by == "own experiment" else "simulation"
         lines.append(
             ReconciledLine(
-                name=label(row.name("touchpoint")),
+                name=label(row.name("touchpoint")) + (", not personalised" if by == "not personalised" else ""),
                 by=_BY[by],
                 attributed=needed(row, "attributed", "bootstrap"),
                 incremental=span(row, "incremental", kind, change=True),
@@ -361,47 +394,73 @@ def _reconciliation(node: Node, level: float) -> ReconciliationFigures:
 
 
 def _reconciliation_parts(found: Sequence[ReconciliationFigures]) -> Iterator[Part]:
-    for k, r in enumerate(found):
-        said = [sentence(r.sentence), r.anyway_text, f"Rule: {sentence(r.rule)}" if r.rule else ""]
-        said += [f"Conflict. {text}" for text in r.conflicts]
-        total = (
-            Cell("All together", note=f"{r.units} units of {r.contrast}"),
-            Cell("", r.attributed),
-            Cell("", r.incremental),
-            figure(r.ratio, without="not told"),
-            Cell("the holdout", note=f"would have come anyway: {r.anyway.text} ({r.anyway.range})" if r.anyway else ""),
+    """The first in full, with its picture; all of them side by side, each other one's touchpoints folded away."""
+    if not found:
+        return
+    r, several = found[0], len({x.contrast for x in found}) > 1
+    said = [sentence(r.sentence), r.anyway_text, f"Rule: {sentence(r.rule)}" if r.rule else ""]
+    said += [f"Conflict. {text}" for text in r.conflicts]
+    yield Part(
+        f"Attributed and incremental, by {r.model}" + (f", {r.contrast}" if several else ""),
+        tuple(formats.capital(text) for text in said if text),
+        (_by_touchpoint(r, ""),),
+        "reconciliation",
+        under="Hollow mark: attributed; full mark: incremental; line: interval.",
+    )
+    if len(found) < 2:
+        return
+    rows = [
+        (
+            Cell(formats.capital(x.model), note=x.contrast if several else ""),
+            [
+                Cell("", x.attributed),
+                Cell("", x.incremental),
+                figure(x.ratio, without="not told"),
+                figure(x.anyway, without="not told", note=sentence(x.reason) if x.anyway is None and x.reason else ""),
+            ],
         )
-        rows = [
-            (
-                Cell(line.name),
-                Cell("", line.attributed),
-                figure(line.incremental, without="not tested"),
-                figure(line.ratio, without="not told"),
-                Cell(line.by, note="in conflict with its credit" if line.conflict else ""),
-            )
-            for line in r.lines
-        ]
-        names = dict.fromkeys(
-            f"{what} with its {q.interval_name}"
-            for what, q in (("attributed", r.attributed), ("incremental", r.incremental), ("the rest", r.ratio))
-            if q is not None
+        for x in found
+    ]
+    heads = ["Attributed", "Incremental", "Ratio", "Anyway"]
+    caption = f"What each model attributes against what {r.experiment} shows, with intervals as above; the share that would have come anyway"
+    conflicts = [f"Conflict, by {x.model}. {text}" for x in found[1:] for text in x.conflicts]
+    rules = [f"Rule for {x.model}: {sentence(x.rule)}" for x in found[1:] if x.rule not in ("", r.rule)]
+    yield Part(
+        "Attributed and incremental, model by model",
+        (*conflicts, *rules),
+        (*across(caption, "Model", heads, rows), *(_by_touchpoint(x, "Touchpoint by touchpoint") for x in found[1:])),
+    )
+
+
+def _by_touchpoint(r: ReconciliationFigures, folded: str) -> Grid:
+    total = (
+        Cell("All together", note=f"{r.units} units of {r.contrast}"),
+        Cell("", r.attributed),
+        Cell("", r.incremental),
+        figure(r.ratio, without="not told"),
+        Cell("the holdout", note=f"would have come anyway: {r.anyway.text} ({r.anyway.range})" if r.anyway else ""),
+    )
+    rows = [
+        (
+            Cell(line.name),
+            Cell("", line.attributed),
+            figure(line.incremental, without="not tested"),
+            figure(line.ratio, without="not told"),
+            Cell(line.by, note="in conflict with its credit" if line.conflict else ""),
         )
-        yield Part(
-            f"Attributed and incremental, by {r.model}"
-            + (f", {r.contrast}" if len({x.contrast for x in found}) > 1 else ""),
-            tuple(text for text in said if text),
-            (
-                Grid(
-                    f"Attributed by {r.model} against what {r.experiment} shows: {'; '.join(names)}",
-                    ("Touchpoint", "Attributed", "Incremental", "Ratio", "How it is known"),
-                    (total, *rows),
-                    "" if k == 0 else f"Attributed by {r.model} and incremental, in a table",
-                ),
-            ),
-            "reconciliation" if k == 0 else "",
-            0,
-            "Hollow mark: attributed; full mark: incremental; line: interval.",
-        )
+        for line in r.lines
+    ]
+    names = dict.fromkeys(
+        f"{what} with its {q.interval_name}"
+        for what, q in (("attributed", r.attributed), ("incremental", r.incremental), ("the rest", r.ratio))
+        if q is not None
+    )
+    return Grid(
+        f"Attributed by {r.model} against what {r.experiment} shows: {'; '.join(names)}",
+        ("Touchpoint", "Attributed", "Incremental", "Ratio", "How it is known"),
+        (total, *rows),
+        folded,
+    )
 
 
 # ---------------------------------------------------------------- ids taken together

@@ -35,6 +35,8 @@ _COUNTS = ("units reaching step", "units in cohort", "units in state", "journeys
 def quantity_of(estimate: Node) -> Quantity:
     """A figure with its interval. What was counted stands as it was counted; its interval alone is rounded."""
     quantity = read_quantity(estimate, read_unit(estimate))
+    if quantity.low == quantity.high:
+        return replace(quantity, range=f"{quantity.text} at both ends")
     if estimate.text("estimand") in _COUNTS and quantity.value.is_integer():
         span = formats.without_unit(quantity.text, quantity.range)
         return replace(quantity, text=formats.count(int(quantity.value)), range=span)
@@ -68,6 +70,8 @@ class StepLine:
     share: Quantity | None = None
     before: Quantity | None = None
     median: Quantity | None = None
+    quarter: Quantity | None = None
+    three_quarters: Quantity | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +90,9 @@ _STEP = {
     "units reaching step": "reached",
     "share of entrants reaching step": "share",
     "share of the step before": "before",
+    "lower quartile of time from the step before": "quarter",
     "median time from the step before": "median",
+    "upper quartile of time from the step before": "three_quarters",
 }
 _INSIDE = ("inside", "still in", "not matured", "immature")
 
@@ -127,7 +133,7 @@ def _funnel_parts(
             Cell(s.name),
             [
                 figure(s.reached, without=hidden),
-                figure(s.share, without="all who entered" if not k else hidden),
+                figure(s.share if k else None, without="all who entered" if not k else hidden),
                 figure(s.before, without="the first step" if not k else hidden),
                 figure(s.median, without="the first step" if not k else "not given"),
             ],
@@ -135,37 +141,57 @@ def _funnel_parts(
         for k, s in enumerate(steps)
     ]
     heads = ["Units", "Of entrants", "Of the step before", "Median time"]
+    timed = [
+        (Cell(s.name), [figure(s.quarter), figure(s.median), figure(s.three_quarters)]) for s in steps if s.quarter
+    ]
+    times = across("A quarter, half and three quarters of those who went on had done so after", "Step",
+                   ["A quarter", "Half", "Three quarters"], timed, "How long each step took") if timed else ()  # fmt: skip
     said = [f"{inside}. They are in no figure here, and no drop-off." if inside else ""]
     shares = [s.share for s in steps if s.share is not None]
     yield Part(
         "Step by step",
         tuple(text for text in said if text),
-        across(f"Units reaching each step, with the {_named(shares)}", "Step", heads, rows),
+        (*across(f"Units reaching each step, with the {_named(shares)}", "Step", heads, rows), *times),
         "funnel",
         under="The bar is the share of those who entered; the black line is its interval.",
     )
     if classes:
         names = [s.name for s in steps]
-        cells: list[tuple[Cell, Sequence[Cell]]] = [
+        apart = any(lines[0].share is not None and lines[0].share.low < lines[0].share.high for _, lines in classes)
+
+        def cell(k: int, line: StepLine) -> Cell:
+            if k or apart:
+                return figure(line.share, line.before, without=hidden)
+            return figure(line.reached, without=hidden)
+
+        cells = [(Cell(name), [cell(k, line) for k, line in enumerate(lines)]) for name, lines in classes]
+        caption = (
+            "Each class at each step, as a share of all who entered; below it, of all at the step before"
+            if apart
+            else "Units that entered; then the share of them reaching each step, below it that of the step before"
+        )
+        timed = [
             (
                 Cell(name),
                 [
-                    figure(line.share, line.before, without="all who entered" if not k and line.reached else hidden)
-                    if k
-                    else figure(line.reached, without=hidden)
-                    for k, line in enumerate(lines)
+                    figure(line.median, note=f"{line.reached.text} units" if line.reached else "", without="not given")
+                    for line in lines
                 ],
             )
             for name, lines in classes
         ]
+        whose = "all" if apart else "those"
         yield Part(
             "By class",
             (),
-            across("Units that entered; then the share of them reaching each step, below it that of the step before", "Class",
-                   names, cells),
+            (
+                *across(caption, "Class", names, cells),
+                *across("Median time from the step before, and the units that reached the step", "Class", names[1:],
+                        [(lead, row[1:]) for lead, row in timed], "How many, and how long each step took, by class"),
+            ),
             "funnel",
             1,
-            f"The share of those who entered that reached {names[-1]}, class by class, with its interval.",
+            f"The share of {whose} who entered that reached {names[-1]}, class by class, with its interval.",
         )  # fmt: skip
 
 
@@ -222,7 +248,13 @@ class CohortFigures:
 
 
 STATES_OF = ("new", "returning", "resurrected", "dormant")
-_COHORT = ("units in cohort", "retention", "cumulative revenue per unit", "revenue", "CAC", "payback")
+_GRIDS = ("retention", "cumulative revenue per unit")
+_COHORT = ("units in cohort", *_GRIDS, "revenue", "CAC", "payback")
+_KINDS = {
+    "n_day": "N-day retention: active in the period itself.",
+    "unbounded": "Unbounded retention: active in the period or in any later one, so that a figure can still grow.",
+    "bracket": "Bracket retention: active between two times since the start.",
+}
 
 
 def _ordered(periods: Mapping[str, None]) -> tuple[str, ...]:
@@ -244,6 +276,8 @@ def read_cohort(result: Node) -> CohortFigures:
     states: dict[str, dict[str, Quantity]] = {}
     sticky: list[tuple[str, Quantity]] = []
     rest: list[Node] = []
+    spans: dict[str, dict[str, str]] = {}
+    kinds: dict[str, None] = {}
     money = formats.NUMBER
     for e in result.nodes("estimates"):
         estimand = e.text("estimand")
@@ -254,7 +288,10 @@ def read_cohort(result: Node) -> CohortFigures:
         elif estimand in _COHORT:
             cohort = e.name("cohort")
             order[cohort] = None
-            if estimand in ("retention", "cumulative revenue per unit", "revenue") and e.has("period"):
+            if estimand in _GRIDS:
+                span = e.name("span") if e.has("span") else ""
+                spans.setdefault(estimand, {})[e.name("period")] = span
+                kinds[e.text("kind", "")] = None
                 cells = grid.setdefault(estimand, {}).setdefault(cohort, {})
                 cells[e.name("period")] = quantity_of(e), size_of(e)
                 money = read_unit(e) if estimand == "cumulative revenue per unit" else money
@@ -267,7 +304,7 @@ def read_cohort(result: Node) -> CohortFigures:
     names = names[:1] + names[1:][-MOST_COHORTS:] if ALL in order else names[-MOST_COHORTS:]
     lines_of = {}
     periods_of = {}
-    for estimand in ("retention", "cumulative revenue per unit", "revenue"):
+    for estimand in _GRIDS:
         of = grid.get(estimand, {})
         periods = _ordered({p: None for cells in of.values() for p in cells})[:MOST_PERIODS]
         periods_of[estimand] = periods
@@ -295,16 +332,21 @@ def read_cohort(result: Node) -> CohortFigures:
         f"The {MOST_COHORTS} newest cohorts are shown; {skipped} older ones are in the JSON." if skipped else ""
     )
     parts = [
-        *_grid_parts(lines, periods, ends, skipped_text, bool(sizes)),
-        *_money_parts(names, single, grid.get("revenue", {}), periods_of["revenue"]),
-        *_state_parts(bars, sticky),
+        *_grid_parts(lines, periods, ends, spans, [_KINDS[k] for k in kinds if k in _KINDS], skipped_text),
+        *_money_parts(names, single),
+        *_state_parts(bars, sticky, bool(result.data.get("left_out"))),
         *others_of(rest),
     ]
     return CohortFigures(lines, periods, ends, money, bars, tuple(sticky), tuple(parts))
 
 
 def _grid_parts(
-    lines: Sequence[CohortLine], periods: Sequence[str], ends: Sequence[str], skipped: str, sized: bool
+    lines: Sequence[CohortLine],
+    periods: Sequence[str],
+    ends: Sequence[str],
+    spans: Mapping[str, Mapping[str, str]],
+    kinds: Sequence[str],
+    skipped: str,
 ) -> Iterator[Part]:
     def rows(
         chosen: Sequence[CohortLine], of: Callable[[CohortLine], Sequence[CohortCell]]
@@ -329,13 +371,14 @@ def _grid_parts(
         named = _named([c.quantity for c in cells])
         hidden = any(c.state == "hidden" for c in cells)
         waiting = any(c.state == "open" for c in cells)
-        notes = [skipped if skipped else ""]
+        notes = [skipped, *(kinds if kind else ())]
         notes += (
             ["Only units whose period has closed count; a period that has not closed yet is blank."] if waiting else []
         )
         notes += ["Hatched: too few units to be shown."] if hidden and kind else []
         said = "Share of each cohort that was active" if kind else "Cumulative revenue per unit since the start"
-        heads = [f"Period {p}" if p.isdigit() else p for p in columns]
+        of_kind = spans.get("retention" if kind else "cumulative revenue per unit", {})
+        heads = [(f"Period {p}" if p.isdigit() else p) + (f", {of_kind[p]}" if of_kind.get(p) else "") for p in columns]
         of: Callable[[CohortLine], Sequence[CohortCell]] = (lambda x: x.retention) if kind else (lambda x: x.revenue)
         together = [line for line in lines if line.name == TOGETHER]
         many = len(columns) * len(lines) > 24
@@ -365,7 +408,7 @@ def _grid_parts(
             if kind
             else "Line and dots: revenue per unit up to the end of each period, over those whose period has closed; band: interval.",
         )
-    if sized:
+    if any(line.size is not None for line in lines):
         of_sizes = [(Cell(line.name), [figure(line.size)]) for line in lines if line.size is not None]
         yield Part(
             "How many began",
@@ -382,10 +425,8 @@ _SAID = {"open": "not closed yet", "hidden": "not shown", "shown": "no figure"}
 def _money_parts(
     names: Sequence[str],
     single: Mapping[str, Mapping[str, Quantity]],
-    totals: Mapping[str, Mapping[str, tuple[Quantity, int]]],
-    periods: Sequence[str],
 ) -> Iterator[Part]:
-    called = {"CAC": "Cost to win one", "payback": "Payback", "revenue": "Revenue"}
+    called = {"CAC": "Cost to win one", "payback": "Payback", "revenue": "Revenue so far"}
     heads = [key for key in called if single.get(key)]
     rows: list[tuple[Cell, Sequence[Cell]]] = []
     for name in names:
@@ -402,28 +443,16 @@ def _money_parts(
             )
     if rows:
         yield Part(
-            "Cost and payback",
+            "Cost and payback" if heads != ["revenue"] else "Revenue",
             ("Payback is when revenue per unit first covers the cost of winning one; where it is not reached no figure is given.",)
             if "payback" in heads or "CAC" in heads
             else (),
             across(f"By cohort, with the {_named([c.quantity for _, cells in rows for c in cells])}", "Cohort",
                    [called[key] for key in heads], rows),
         )  # fmt: skip
-    if periods:
-        of_totals = [
-            (
-                Cell(TOGETHER if name == ALL else isolate(formats.moment(name))),
-                [figure(*(totals[name][p][:1] if p in totals[name] else (None,))) for p in periods],
-            )
-            for name in names
-            if name in totals
-        ]
-        grids = across("Revenue by period since the start", "Cohort", [f"Period {p}" for p in periods], of_totals,
-                       folded="Revenue in a table")  # fmt: skip
-        yield Part("Revenue", grids=grids)
 
 
-def _state_parts(bars: Sequence[StateBar], sticky: Sequence[tuple[str, Quantity]]) -> Iterator[Part]:
+def _state_parts(bars: Sequence[StateBar], sticky: Sequence[tuple[str, Quantity]], hidden: bool) -> Iterator[Part]:
     if bars:
         states = [s for s in STATES_OF if any(s in b.states for b in bars)]
         states += [s for s in dict.fromkeys(s for b in bars for s in b.states) if s not in states]
@@ -432,7 +461,8 @@ def _state_parts(bars: Sequence[StateBar], sticky: Sequence[tuple[str, Quantity]
             "New, back again, gone",
             (
                 "New: for the first time. Returning: in the step before as well. Resurrected: before, but not in the step before. "
-                "Dormant: in the step before, not in this one.",
+                "Dormant: in the step before, not in this one."
+                + (" A step in which a state has too few units to be shown may be missing." if hidden else ""),
             ),
             across("Units in each state, step by step, with their interval", "Step", [formats.capital(s) for s in states], rows,
                    folded=f"All {len(rows)} steps in a table" if len(rows) > 8 else ""),

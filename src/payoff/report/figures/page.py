@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -308,6 +309,13 @@ def _select(run: Node, show: Sequence[str]) -> tuple[list[Node], list[Node], lis
     return keep_claims, [r for r in results if full_name(r.text("name")) in keep_names], keep_refusals
 
 
+def _headed(section: Section) -> str:
+    """The finding; of a journey that says much, its first sentence."""
+    if section.journey is None or len(section.finding) <= 240:
+        return section.finding
+    return re.split(r"(?<=[^.\s])\. (?=[A-Z0-9])", section.finding, maxsplit=1)[0]
+
+
 def build(run: Mapping[str, Any], report: str | None = None) -> Figures:
     """The figures of a run (its JSON), or of the one ``report`` of it that is named. Raises MissingFigure, UsageError."""
     node = Node(run, "run")
@@ -331,7 +339,7 @@ def build(run: Mapping[str, Any], report: str | None = None) -> Figures:
         title, state, decision = claims[0].finding, claims[0].state, claims[0].decision
         standfirst = f"Evidence grade {claims[0].grade_text}. {claims[0].reason}".strip()
     elif sections:
-        title, state, decision = sections[0].finding, sections[0].state, ""
+        title, state, decision = _headed(sections[0]), sections[0].state, ""
         standfirst = f"{sentence(isolate(sections[0].question))} {sections[0].standing}"
     elif refusals:
         several = f"None of the {len(refusals)} questions"
