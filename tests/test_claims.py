@@ -972,6 +972,8 @@ def test_what_is_attributed_stands_beside_an_amount_that_was_measured() -> None:
         "attribution.all reads; the claim's own amount, which was measured by comparing, is $2,000 a year "
         "($1,030 to $2,980 a year)."
     )
+    page = (Path(__file__).parents[1] / "docs" / "claims.md").read_text()
+    assert line["sentence"] in page
     moving = attribution(credited("even", "home", BOOT))
     got = priced(claim(PER_USER, compare=["attribution.all"]), {"x": MARGIN, "attribution.all": moving})
     assert "even attributes $995 ($903 to $1,080) to all" in got.compare[1].sentence

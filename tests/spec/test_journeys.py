@@ -470,3 +470,15 @@ def test_an_effect_needs_an_experiment_among_the_evidence(declare: Load) -> None
     assert (
         "[unmeasured-metric]: an effect comes from an experiment, and this claim's evidence is attributed only" in found
     )
+
+
+def test_a_population_is_counted_in_an_experiment(declare: Load) -> None:
+    text = CLAIMED.replace("[e, attribution.a]", "[attribution.a]")
+    (found,) = problems(declare, text.replace("AMOUNT", '"attributed(a, last) / population(user)"'))
+    assert "[amount]: a population is counted among the units of an experiment" in found
+    assert declare(text.replace("AMOUNT", '"attributed(a, last) / volume(visits, 7d)"')).warnings == ()
+
+
+def test_what_is_shown_beside_an_amount_need_not_be_evidence(declare: Load) -> None:
+    text = CLAIMED.replace("[e, attribution.a]", "[e]").replace("AMOUNT", '"effect(n)"')
+    assert declare(text).spec.claims["c"].compare == ("attribution.a",)

@@ -539,6 +539,9 @@ class Checker:
                 self.known("values", part.name, "a value", *at, offset=part.offset)
             elif isinstance(part, PopulationOf):
                 self.known_entity(part.entity, *at, offset=part.offset)
+                if all("." in name for name in claim.evidence):
+                    message = "a population is counted among the units of an experiment, and there is none among the evidence; write volume(SOURCE, PERIOD), or add one"
+                    self.problem("amount", message, *at, offset=part.offset)
             elif isinstance(part, VolumeOf):
                 if self.known("sources", part.source, "a source", *at, offset=part.offset):
                     source = self.spec.sources.get(part.source)
