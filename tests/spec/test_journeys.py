@@ -482,3 +482,29 @@ def test_a_population_is_counted_in_an_experiment(declare: Load) -> None:
 def test_what_is_shown_beside_an_amount_need_not_be_evidence(declare: Load) -> None:
     text = CLAIMED.replace("[e, attribution.a]", "[e]").replace("AMOUNT", '"effect(n)"')
     assert declare(text).spec.claims["c"].compare == ("attribution.a",)
+
+
+def test_the_funnels_of_the_first_two_scenarios_load(declare: Load) -> None:
+    text = """\
+  impressions: {table: ad_impressions, time: shown_at, entity: {user: user_id}, id: impression_id}
+  ad_clicks:   {table: ad_clicks, time: clicked_at, entity: {user: user_id}, links: {impressions: impression_id}}
+  signups:     {table: signups, time: signed_up_at, entity: {user: user_id}}
+  rec_clicks:  {table: rec_clicks, time: t, entity: {user: user_id}}
+  carts:       {table: carts, time: t, entity: {user: user_id}}
+  returns:     {table: returns, time: t, entity: {user: user_id}, links: {orders: order_id}}
+defaults: {entity: user, window: 14d}
+funnels:
+  ad_to_value: {steps: [impressions, ad_clicks, signups, orders], within: 90d}
+  engagement_to_kept:
+    steps: [rec_clicks, carts, {source: orders, within: 7d}, {name: kept, without: returns, within: 30d}]
+    by: {column: user_id}
+"""
+    project = declare(text)
+    assert project.journey_sources("funnels.ad_to_value") == ["impressions", "ad_clicks", "signups", "orders"]
+    assert project.journey_sources("funnels.engagement_to_kept") == ["rec_clicks", "carts", "orders", "returns"]
+    assert [s.label for s in project.spec.funnels["engagement_to_kept"].steps] == [
+        "rec_clicks",
+        "carts",
+        "orders",
+        "kept",
+    ]
