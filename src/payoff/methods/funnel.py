@@ -310,7 +310,7 @@ def _matured(design: JourneyDesign, data: FunnelData, entered: int, who: str) ->
 
 
 def _steps(data: FunnelData, who: str) -> Check:
-    empty = [data.labels[p.position - 1] for p in data.precedence if p.with_step == 0]
+    empty = [data.labels[p.position - 1] for p in data.precedence if p.rows == 0]
     if not data.precedence:
         return Check("steps", "not-run", None, "no step but the first is told by rows that come after")
     if empty:

@@ -43,6 +43,8 @@ from payoff.warehouse.units import placeholder
 MOST_CLASSES = 30
 NONE, EMPTY, OTHER = "(none)", "(empty)", "(other)"
 _QUANTILES = (0.25, 0.5, 0.75)
+_SAMPLE = 200_000
+"""Rows that tell whether steps are in order; of more, so many units' are taken."""
 _DEPTH = 2**56
 """Above every time in microseconds until the year 4253: a depth times it, and a time, order ways by depth and then by time."""
 
@@ -69,12 +71,13 @@ class Reached:
 
 @dataclass(frozen=True, slots=True)
 class Precedence:
-    """Of units that have rows of both steps (``units``), those whose first row of the later step is before that of the earlier."""
+    """Of units that have rows of both steps (``units``, of a sample where there are many), those whose first row of the later step is
+    before that of the earlier. ``rows`` are the later step's."""
 
     position: int
     units: int
     earlier: int
-    with_step: int
+    rows: int
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -691,29 +694,28 @@ class _Kernel:
         )
         return self._step("time between steps", "", "the times at the ranks that hold each quantile", query)
 
-    def _precedence(self) -> Step:
-        """By later step: units with both it and the step before, and those that had it first."""
+    def _precedence(self, one_in: int = 1) -> Step:
+        """By later step: units with both it and the step before, and those that had it first; of a sample of units by their hash."""
         ks = range(2, self._m + 1)
-        rows = _union(
-            [
-                sql("SELECT unit, us, CAST($k AS INTEGER) AS step FROM flagged", k=k, flagged=self._flagged(f"s{k}"))
-                for k in ks
-            ]
-        )
+        some = fragment("hash(unit) % $n = 0", n=one_in) if one_in > 1 else exp.true()
+        rows = [
+            _from(
+                self._flagged(f"s{k}"),
+                [fragment("unit"), fragment("us"), exp.alias_(fragment("CAST($k AS INTEGER)", k=k), "step")],
+                some,
+            )
+            for k in ks
+        ]
         firsts = sql(
             "SELECT unit, $firsts FROM every GROUP BY unit",
             firsts=[exp.alias_(fragment("min(us) FILTER (WHERE step = $k)", k=k), f"f{k}") for k in ks],
-            every=rows,
+            every=_union(rows),
         )
         out = []
         for k in ks:
             before = "e.first_us" if k == 2 else f"f.f{k - 1}"
-            out.append(exp.alias_(fragment(f"count(f.f{k})"), f"with_{k}"))
-            out.append(
-                exp.alias_(
-                    fragment(f"count(*) FILTER (WHERE f.f{k} IS NOT NULL AND {before} IS NOT NULL)"), f"both_{k}"
-                )
-            )
+            both = f"count(*) FILTER (WHERE f.f{k} IS NOT NULL AND {before} IS NOT NULL)"
+            out.append(exp.alias_(fragment(both), f"both_{k}"))
             out.append(exp.alias_(fragment(f"count(*) FILTER (WHERE f.f{k} < {before})"), f"earlier_{k}"))
         query = sql(
             f"SELECT $out FROM firsts AS f LEFT JOIN {self._table('entered')} AS e ON f.unit = e.unit",
@@ -723,6 +725,16 @@ class _Kernel:
         return self._step(
             "order of steps", "", "whether a later step tends to come first: a sign of swapped clocks", query
         )
+
+    def _rows_by_step(self) -> Step:
+        parts = [
+            _from(
+                self._flagged(f"s{k}"),
+                [exp.alias_(fragment("CAST($k AS INTEGER)", k=k), "position"), exp.alias_(fragment("count(*)"), "n")],
+            )
+            for k in range(2, self._m + 1)
+        ]
+        return self._step("rows by step", "", "a step without a row is a step misspelt", _union(parts))
 
     def _doubles(self, source: _Source) -> Step | None:
         """Rows that would serve two steps that may come in any order."""
@@ -751,7 +763,7 @@ class _Kernel:
         steps += [self._counts(), self._times({(2, None): [1]}, split=False)]
         if self._declared.by is not None:
             steps.append(self._times({(2, "$class"): [1]}, split=True))
-        return steps + ([self._precedence()] if self._m > 1 and not unordered else [])
+        return steps + ([self._rows_by_step(), self._precedence()] if self._m > 1 and not unordered else [])
 
     def _passes(self) -> list[Step]:
         return [
@@ -979,10 +991,10 @@ class _Kernel:
         return out
 
     def _preceding(self) -> tuple[Precedence, ...]:
-        row = self._fetch(self._precedence())[0]
+        rows = {int(r["position"]): int(r["n"]) for r in self._fetch(self._rows_by_step())}
+        row = self._fetch(self._precedence(max(1, sum(rows.values()) // _SAMPLE)))[0]
         return tuple(
-            Precedence(k, int(row[f"both_{k}"]), int(row[f"earlier_{k}"]), int(row[f"with_{k}"]))
-            for k in range(2, self._m + 1)
+            Precedence(k, int(row[f"both_{k}"]), int(row[f"earlier_{k}"]), rows[k]) for k in range(2, self._m + 1)
         )
 
 
