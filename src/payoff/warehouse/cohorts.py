@@ -76,13 +76,17 @@ class StepActivity:
 
 @dataclass(frozen=True, slots=True)
 class StepDays:
-    """``units`` active in one closed calendar step of ``days`` days: sum and sum of squares of their active days."""
+    """``units`` active in one closed calendar step of ``days`` days: sum and sum of squares of their active days.
+
+    ``partly``: the first step with any row, whose first day has none: recording seems to begin within it.
+    """
 
     step: str
     days: int
     units: int
     total: int
     squares: int
+    partly: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,8 +224,8 @@ class _Statements:
         self.catalog, self.design, self.declared = catalog, design, design.declared
         self.edges = edges_of(self.declared)
         self._name = re.sub(r"\W", "_", design.name)
-        self.starts, self.seen, self.money = (f"{self._name}_{part}" for part in ("starts", "seen", "revenue"))
-        self.tables = [self.starts, self.seen, self.money]
+        self.starts, self.money = f"{self._name}_starts", f"{self._name}_revenue"
+        self.tables = [self.starts, self.money]
         self.tables += [self.days(every) for every in ("day", "week", "month")]
         self._cast = self._key_type()
 
@@ -293,7 +297,7 @@ class _Statements:
         if declared.by is None:
             query = sql(
                 """
-                SELECT row_number() OVER () AS u, unit, t0, $step AS c, $closed AS m
+                SELECT CAST(row_number() OVER () AS UINTEGER) AS u, unit, t0, $step AS c, $closed AS m
                 FROM (SELECT unit, min(us) AS t0 FROM start_rows GROUP BY unit) AS firsts
                 """,
                 start_rows=self._rows(declared.start, low_us=d.starts_us, high_us=high),
@@ -310,7 +314,7 @@ class _Statements:
             )
             query = sql(
                 """
-                SELECT row_number() OVER () AS u, f.unit, f.t0, CASE WHEN t.place <= $most THEN f.c ELSE '(other)' END AS c,
+                SELECT CAST(row_number() OVER () AS UINTEGER) AS u, f.unit, f.t0, CASE WHEN t.place <= $most THEN f.c ELSE '(other)' END AS c,
                        $closed AS m
                 FROM firsts AS f JOIN top AS t ON f.c = t.c
                 """,
@@ -351,14 +355,20 @@ class _Statements:
     def _bits(self) -> str:
         return "UBIGINT" if len(self.edges) <= 62 else "UHUGEINT"
 
-    def keep_seen(self, facts: _Facts) -> Step:
-        """One row a unit: its active periods as bits, so that a period counts once however many rows it has; or, where any later
-        period counts, the last of them."""
+    def active(self, facts: _Facts) -> Step:
+        """Cohort, period, units active in it whose period is closed; and, without a cohort, rows before their unit's start.
+
+        A unit's active periods are bits of one number, so that a period counts once however many rows it has. Unbounded: any later
+        period counts too, so the last one says it all (``k`` is that, by closed periods ``m``). Units are never written down: that
+        would cost a quarter of the whole.
+        """
         activity, most = self.declared.activity, len(self.edges) - 1
         assert activity is not None
         period = self._period(fragment("r.us - s.t0"))
         if self.declared.retention.kind == "unbounded":
             what = fragment("max($k) FILTER (WHERE r.us >= s.t0)", k=period)
+            answer = "SELECT c, m, seen AS k, n FROM grouped WHERE seen IS NOT NULL"
+            parts: dict[str, int] = {}
         else:
             what = fragment(
                 f"""bit_or(CASE WHEN r.us >= s.t0 AND r.us < s.t0 + $reach
@@ -367,43 +377,31 @@ class _Statements:
                 last=most - 1,
                 reach=self.edges[-1],
             )
-        query = sql(
-            f"""
-            SELECT s.u, $what AS seen, count(*) FILTER (WHERE r.us < s.t0) AS early
-            FROM activity_rows AS r JOIN {self.starts} AS s ON r.unit = s.unit GROUP BY s.u
-            """,
-            what=what,
-            activity_rows=self._rows(activity, high_us=facts.as_of_us),
-        )
-        purpose = "The periods in which each unit was active"
-        return self._step("activity by unit", purpose, activity.source, [activity.where], query)
-
-    def early_activity(self) -> Step:
-        query = sql(f"SELECT coalesce(sum(early), 0) AS n FROM {self.seen}")
-        return self._step("activity before start", "Rows that lie before their unit's start", "", [], query)
-
-    def active(self) -> Step:
-        """Cohort, period, units active in it whose period is closed. Unbounded: ``k`` is the last period of activity."""
-        if self.declared.retention.kind == "unbounded":
-            query = sql(
-                f"""
-                SELECT s.c, s.m, a.seen AS k, count(*) AS n FROM {self.starts} AS s JOIN {self.seen} AS a ON s.u = a.u
-                WHERE a.seen IS NOT NULL GROUP BY s.c, s.m, a.seen
+            answer = f"""
+                SELECT g.c, NULL AS m, q.k, sum(g.n) AS n FROM grouped AS g CROSS JOIN range($periods) AS q(k)
+                WHERE q.k < g.m AND ((g.seen >> CAST(q.k AS {self._bits})) & 1) = 1 GROUP BY g.c, q.k
                 """
-            )
-        else:
-            query = sql(
+            parts = {"periods": most}
+        query = sql(
+            f"{answer} UNION ALL SELECT NULL, NULL, NULL, sum(early) FROM grouped",
+            seen_by_unit=sql(
                 f"""
-                SELECT g.c, q.k, sum(g.n) AS n
-                FROM (SELECT s.c, s.m, a.seen, count(*) AS n FROM {self.starts} AS s JOIN {self.seen} AS a ON s.u = a.u
-                      WHERE a.seen IS NOT NULL GROUP BY s.c, s.m, a.seen) AS g
-                CROSS JOIN range($periods) AS q(k)
-                WHERE q.k < g.m AND ((g.seen >> CAST(q.k AS {self._bits})) & 1) = 1
-                GROUP BY g.c, q.k
+                SELECT s.u, $what AS seen, count(*) FILTER (WHERE r.us < s.t0) AS early
+                FROM activity_rows AS r JOIN {self.starts} AS s ON r.unit = s.unit GROUP BY s.u
                 """,
-                periods=len(self.edges) - 1,
-            )
-        return self._step("retention", "Units of each cohort active in each closed period", "", [], query)
+                what=what,
+                activity_rows=self._rows(activity, high_us=facts.as_of_us),
+            ),
+            grouped=sql(
+                f"""
+                SELECT s.c, s.m, a.seen, count(*) AS n, sum(a.early) AS early
+                FROM {self.starts} AS s JOIN seen_by_unit AS a ON s.u = a.u GROUP BY s.c, s.m, a.seen
+                """
+            ),
+            **parts,
+        )
+        purpose = "Units of each cohort active in each closed period"
+        return self._step("retention", purpose, activity.source, [activity.where], query)
 
     def keep_money(self, facts: _Facts) -> Step:
         revenue = self.declared.revenue
@@ -564,7 +562,7 @@ def plan(catalog: Catalog, design: JourneyDesign) -> list[Step]:
     steps += [statements.keep_starts(facts), statements.sizes()]
     steps += [statements.earlier()] if design.starts_us is not None else []
     if declared.activity is not None:
-        steps += [statements.keep_seen(facts), statements.early_activity(), statements.active()]
+        steps.append(statements.active(facts))
     if declared.revenue is not None:
         steps += [statements.keep_money(facts), statements.odd_money(), statements.paid()]
     steps += [statements.spending(facts)] if declared.cost is not None else []
@@ -651,10 +649,9 @@ def read(catalog: Catalog, design: JourneyDesign) -> CohortsData:
         active: list[dict[str, Any]] = []
         paid: list[dict[str, Any]] = []
         if declared.activity is not None:
-            run.keep(statements.seen, statements.keep_seen(facts))
-            early[declared.activity.source] = int(run.fetch(statements.early_activity())[0]["n"])
-            active = run.fetch(statements.active())
-            catalog.engine.drop(statements.seen)
+            active = run.fetch(statements.active(facts))
+            early[declared.activity.source] = sum(int(row["n"] or 0) for row in active if row["c"] is None)
+            active = [row for row in active if row["c"] is not None]
         if declared.revenue is not None:
             run.keep(statements.money, statements.keep_money(facts))
             odd, source = run.fetch(statements.odd_money())[0], declared.revenue.event.source
@@ -675,7 +672,8 @@ def read(catalog: Catalog, design: JourneyDesign) -> CohortsData:
         for every in _calendars(declared):
             run.keep(statements.days(every), statements.keep_days(every, facts))
         lifecycle = _lifecycle(design, statements, run, as_of)
-        stickiness = _stickiness(design, statements, run, as_of)
+        begun = None if declared.activity is None else profiles[declared.activity.source].first_us
+        stickiness = _stickiness(design, statements, run, as_of, begun)
     return CohortsData(
         sources=profiles,
         sql=_texts(run.steps),
@@ -875,10 +873,14 @@ def _lifecycle(design: JourneyDesign, statements: _Statements, run: _Run, as_of:
     return tuple(out)
 
 
-def _stickiness(design: JourneyDesign, statements: _Statements, run: _Run, as_of: int) -> tuple[StepDays, ...]:
+def _stickiness(
+    design: JourneyDesign, statements: _Statements, run: _Run, as_of: int, first_us: int | None
+) -> tuple[StepDays, ...]:
     every = statements.declared.stickiness
     if every is None:
         return ()
+    found = run.fetch(statements.stickiness(every))
+    day = 0 if first_us is None else _step_at(first_us, "day", design.zone)
     return tuple(
         StepDays(
             step=first_day(step, every).isoformat(),
@@ -886,7 +888,8 @@ def _stickiness(design: JourneyDesign, statements: _Statements, run: _Run, as_of
             units=int(row["units"]),
             total=int(row["total"]),
             squares=int(row["squares"]),
+            partly=first_day(step, every) < first_day(day, "day") < first_day(step + 1, every),
         )
-        for row in run.fetch(statements.stickiness(every))
+        for row in found
         if _shown(design, step := int(row["step"]), every, as_of)
     )
