@@ -47,6 +47,8 @@ def _draw_grid(figures: CohortFigures, width: int) -> Sheet:
     fits = max(int((width - lead) / each), 1)
     later = [c.quantity.value for x in figures.lines for c in x.retention[1:] if c.quantity is not None]
     top = max(later, default=1.0) or 1.0
+    # From zero, unless that would make all cells alike.
+    floor = min(later, default=0.0) if min(later, default=0.0) > top / 2 else 0.0
     y = 0.0
     for start in range(0, len(figures.periods), fits):
         block = figures.periods[start : start + fits]
@@ -70,14 +72,18 @@ def _draw_grid(figures: CohortFigures, width: int) -> Sheet:
                     sheet.box(x + 1, y + 1, x + each - 1, y + 25, "hatch")
                 if cell.quantity is None:
                     continue
-                shade = math.ceil(min(cell.quantity.value / top, 1.0) * 6) / 6
+                within = (cell.quantity.value - floor) / ((top - floor) or 1.0)
+                shade = math.ceil(min(max(within, 0.0), 1.0) * 6) / 6 if cell.quantity.value > 0 else 0.0
+                shade = max(shade, 0.08) if cell.quantity.value > 0 else 0.0
                 if shade > 0:
                     sheet.box(x + 1, y + 1, x + each - 1, y + 25, "strong-band", opacity=round(shade, 3), layer="under")
                 text = _cell(cell.quantity, each - 4)
                 sheet.text(x + each / 2, y + 17, text, size=12, bold=bold, align="center")
             y += 27
         y += 10 if many else 2
-    sheet.height = y
+    ends = " to ".join(formats.rounded(float(f"{end:.2g}"), formats.unit("share")) for end in (floor, top))
+    sheet.text(0, y + 14, fit(f"shade: {ends}, or more", width, 12), "muted", 12)
+    sheet.height = y + 20
     return sheet
 
 

@@ -148,7 +148,7 @@ def flow(figures: PathFigures, name: str) -> Chart | None:
     if not figures.edges:
         return None
     ordered = sorted(figures.edges, key=lambda x: (x.at, -x.n))
-    said = [f"Stop {x.at}, {x.source} to {x.target}: {formats.count(x.n)}" for x in ordered]
+    said = [f"From {stop_name(x.at, ordered[0].at)}, {x.source} to {x.target}: {formats.count(x.n)}" for x in ordered]
     description = formats.shorten(". ".join([figures.flow_sentence.rstrip("."), *said]).strip(". ") + ".", _MOST)
     return both(
         f"Where journeys went, {name}",
@@ -206,7 +206,7 @@ def _draw_flow(edges: Sequence[Edge]) -> Sheet:
     place: dict[_Node, tuple[float, float]] = {}
     for k, column in enumerate(columns):
         left = k * (wide + between)
-        sheet.text(left, 14, _stop(column, columns), "muted", 12)
+        sheet.text(left, 14, stop_name(column, columns[0]), "muted", 12)
         y = top
         for node in nodes[column]:
             tall = max(size[node] * scale, least)
@@ -240,12 +240,6 @@ def _draw_flow(edges: Sequence[Edge]) -> Sheet:
     return sheet
 
 
-def _stop(column: int, columns: Sequence[int]) -> str:
-    if columns[0] < 0:
-        return "the event" if column == 0 else "last stop" if column == -1 else f"{-column} stops before"
-    return f"stop {column}"
-
-
 def _list_flow(edges: Sequence[Edge]) -> Sheet:
     sheet, width = Sheet(300), 300.0
     shown = sorted(edges, key=lambda x: -x.n)[:24]
@@ -255,7 +249,7 @@ def _list_flow(edges: Sequence[Edge]) -> Sheet:
     columns = sorted({x.at for x in edges} | {x.at + 1 for x in edges})
     for x in sorted(shown, key=lambda e: (e.at, -e.n)):
         if x.at != at:
-            sheet.text(0, y + 16, f"From {_stop(x.at, columns)}", "muted", 12)
+            sheet.text(0, y + 16, f"From {stop_name(x.at, columns[0])}", "muted", 12)
             y, at = y + 22, x.at
         count = formats.count(x.n)
         name = fit(f"{x.source} \u2192 {x.target}", width - text_width(count, 13, True) - 12, 13)

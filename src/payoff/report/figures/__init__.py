@@ -34,6 +34,7 @@ from payoff.report.figures.journeys import (
     PathRow,
     StateBar,
     StepLine,
+    stop_name,
 )
 from payoff.report.figures.looks import (
     BayesLook,
@@ -130,5 +131,6 @@ __all__ = [
     "build",
     "of_result",
     "sentence",
+    "stop_name",
     "uncapital",
 ]

@@ -238,10 +238,6 @@ class CohortFigures:
     pictures = ("retention", "revenue", "lifecycle")
 
     @property
-    def has_retention(self) -> bool:
-        return bool(self.periods)
-
-    @property
     def curves(self) -> tuple[CohortLine, ...]:
         """Cohorts whose revenue can be drawn: of two periods at least."""
         return tuple(x for x in self.lines if sum(c.quantity is not None for c in x.revenue) > 1)
@@ -276,6 +272,7 @@ def read_cohort(result: Node) -> CohortFigures:
     states: dict[str, dict[str, Quantity]] = {}
     sticky: list[tuple[str, Quantity]] = []
     rest: list[Node] = []
+    of_revenue: dict[str, str] = {}
     spans: dict[str, dict[str, str]] = {}
     kinds: dict[str, None] = {}
     money = formats.NUMBER
@@ -297,6 +294,9 @@ def read_cohort(result: Node) -> CohortFigures:
                 money = read_unit(e) if estimand == "cumulative revenue per unit" else money
             else:
                 single.setdefault(estimand, {})[cohort] = quantity_of(e)
+                if estimand == "revenue":
+                    up_to = f" up to period {e.name('period')}" if e.has("period") else ""
+                    of_revenue[cohort] = f"of {formats.count(size_of(e))} units{up_to}"
         else:
             rest.append(e)
     names = [ALL] * (ALL in order) + [name for name in order if name != ALL]
@@ -333,7 +333,7 @@ def read_cohort(result: Node) -> CohortFigures:
     )
     parts = [
         *_grid_parts(lines, periods, ends, spans, [_KINDS[k] for k in kinds if k in _KINDS], skipped_text),
-        *_money_parts(names, single),
+        *_money_parts(names, single, of_revenue),
         *_state_parts(bars, sticky, bool(result.data.get("left_out"))),
         *others_of(rest),
     ]
@@ -423,8 +423,7 @@ _SAID = {"open": "not closed yet", "hidden": "not shown", "shown": "no figure"}
 
 
 def _money_parts(
-    names: Sequence[str],
-    single: Mapping[str, Mapping[str, Quantity]],
+    names: Sequence[str], single: Mapping[str, Mapping[str, Quantity]], of_revenue: Mapping[str, str]
 ) -> Iterator[Part]:
     called = {"CAC": "Cost to win one", "payback": "Payback", "revenue": "Revenue so far"}
     heads = [key for key in called if single.get(key)]
@@ -436,7 +435,7 @@ def _money_parts(
                 (
                     Cell(TOGETHER if name == ALL else isolate(formats.moment(name))),
                     [
-                        figure(q, without="not reached" if key == "payback" else "no figure")
+                        figure(q, note=of_revenue.get(name, "") if key == "revenue" else "", without="not given")
                         for key, q in zip(heads, found, strict=True)
                     ],
                 )
@@ -444,7 +443,7 @@ def _money_parts(
     if rows:
         yield Part(
             "Cost and payback" if heads != ["revenue"] else "Revenue",
-            ("Payback is when revenue per unit first covers the cost of winning one; where it is not reached no figure is given.",)
+            ("Payback is when revenue per unit first covers the cost of winning one. Where a figure is not given the reason stands below.",)
             if "payback" in heads or "CAC" in heads
             else (),
             across(f"By cohort, with the {_named([c.quantity for _, cells in rows for c in cells])}", "Cohort",
@@ -516,13 +515,16 @@ class PathFigures:
 def read_paths(result: Node) -> PathFigures:
     found: dict[str, dict[str, Quantity]] = {}
     ranks: dict[str, int] = {}
-    median, rest = None, []
+    median, whole = None, None
+    rest: list[Node] = []
     keys = {"journeys on path": "journeys", "share of journeys": "share", "median time to convert": "median"}
     for e in result.nodes("estimates"):
         key = keys.get(e.text("estimand"))
         path = e.name("path") if e.has("path") else ALL
         if key == "median" and path == ALL:
             median = quantity_of(e)
+        elif key == "journeys" and path == ALL:
+            whole = quantity_of(e)
         elif key is None or path == ALL:
             rest.append(e)
         else:
@@ -546,13 +548,26 @@ def read_paths(result: Node) -> PathFigures:
     said = sentence(flow.prose("sentence")) if flow is not None else ""
     if hidden and flow is not None:
         said += f" {formats.count(hidden)} journeys are in flows of too few units to be shown."
-    parts = (*_path_parts(rows, median, edges, said), *others_of(rest))
+    parts = (*_path_parts(rows, whole, median, edges, said), *others_of(rest))
     return PathFigures(rows, median, edges, int(flow.number("journeys")) if flow is not None else 0, said, parts)
 
 
-def _path_parts(rows: Sequence[PathRow], median: Quantity | None, edges: Sequence[Edge], said: str) -> Iterator[Part]:
+def stop_name(at: int, first: int) -> str:
+    """Where a stop lies. Stops are counted from the event, back where the ``first`` is below zero, else onwards."""
+    if at == 0:
+        return "the event"
+    if first < 0:
+        return "the last stop" if at == -1 else f"{-at} stops before"
+    return f"stop {at}"
+
+
+def _path_parts(
+    rows: Sequence[PathRow], whole: Quantity | None, median: Quantity | None, edges: Sequence[Edge], said: str
+) -> Iterator[Part]:
     if rows:
         timed = any(row.median is not None for row in rows)
+        last = [Cell("all"), *([Cell("below")] if timed else [])]
+        everyone = [(Cell("All journeys"), [figure(whole), *last])] if whole is not None else []
         heads = ["Journeys", "Share of journeys"] + (["Median time"] if timed else [])
         cells = [
             (
@@ -564,7 +579,7 @@ def _path_parts(rows: Sequence[PathRow], median: Quantity | None, edges: Sequenc
         yield Part(
             "The most common paths",
             (),
-            across(f"Journeys on each path, with the {_named([row.share or row.journeys for row in rows])}", "Path", heads, cells,
+            across(f"Journeys on each path, with the {_named([row.share or row.journeys for row in rows])}", "Path", heads, [*cells, *everyone],
                    folded=f"All {len(rows)} paths in a table" if len(rows) > 20 else ""),
             "paths",
             under="The share of journeys on each path; the black line is its interval.",
@@ -574,7 +589,10 @@ def _path_parts(rows: Sequence[PathRow], median: Quantity | None, edges: Sequenc
                                                    "What", ["Time"], [(Cell("Median"), [figure(median)])]))  # fmt: skip
     if edges:
         ordered = sorted(edges, key=lambda x: (x.at, -x.n))
-        stops = tuple((Cell(f"Stop {x.at}: {x.source}"), Cell(x.target), Cell(formats.count(x.n))) for x in ordered)
+        stops = tuple(
+            (Cell(x.source, note=stop_name(x.at, ordered[0].at)), Cell(x.target), Cell(formats.count(x.n)))
+            for x in ordered
+        )
         yield Part(
             "Where journeys went",
             (said,) if said else (),
