@@ -122,7 +122,12 @@ class CohortMethod:
 
 
 def _question(declared: Cohort, entity: str) -> str:
-    began = f"{entity}s by {'class of ' + declared.by if declared.by else declared.every + ' of their first ' + declared.start.source}"
+    by = (
+        declared.by
+        if declared.by is not None
+        else f"the {declared.every} of their first row of {declared.start.source}"
+    )
+    began = f"{entity}s by {by}"
     asks = []
     if declared.activity is not None:
         asks.append(f"who came back ({_KINDS[declared.retention.kind]} retention)")
@@ -301,7 +306,7 @@ class _Sheet:
         for row in self.rows:
             curve: list[tuple[float, float, float] | None] = []
             alike: list[int] = []
-            last: tuple[int, stats.Mean] | None = None
+            means: dict[int, stats.Mean] = {}
             for k in range(len(row.eligible)):
                 if not self._open(row, k):
                     curve.append(None)
@@ -313,7 +318,7 @@ class _Sheet:
                     curve.append(None)
                     continue
                 curve.append((mean.value, *mean.interval(level)))
-                last = (k, mean)
+                means[k] = mean
                 self._add(
                     "cumulative revenue per unit",
                     source,
@@ -325,16 +330,18 @@ class _Sheet:
                     {"cohort": row.name, "period": k, "span": f"0 to {self.span(k).split(' to ')[1]}"},
                 )
             self.curves[row.name] = curve
-            if last is not None:
-                k, mean = last
+            # a total of the few who have closed a late period would look like a loss
+            most = max((mean.n for mean in means.values()), default=0)
+            if most:
+                k = max(k for k, mean in means.items() if mean.n == most)
                 self._add(
                     "revenue",
                     source,
-                    f"{row.name}, all units, up to period {k}",
-                    mean.value * mean.n,
+                    f"{row.name}, {formats.count(most)} units, up to period {k}",
+                    means[k].value * most,
                     self.money,
-                    Normal(mean.se * mean.n, mean.df),
-                    {row.name: mean.n},
+                    Normal(means[k].se * most, means[k].df),
+                    {row.name: most},
                     {"cohort": row.name, "period": k},
                 )
             if alike:
@@ -409,7 +416,7 @@ class _Sheet:
 
     def _payback(self, row: CohortCounts, cac: float) -> None:
         curve, name = self.curves.get(row.name, []), f"{self.design.name}.payback.{row.name}"
-        unit = formats.unit(f"{self.design.currency}/{self.design.entity}")
+        unit = formats.unit(self.design.currency)
         known = [(k, band) for k, band in enumerate(curve) if band is not None]
         if not known:
             self.refusals.append(
@@ -506,6 +513,8 @@ class _Sheet:
         assert self.declared.activity is not None
         shown = 0
         for step in self.data.stickiness:
+            if step.partly:
+                continue
             if step.units < self.design.min_cell:
                 self.hidden += 1
                 continue
@@ -550,7 +559,9 @@ class _Sheet:
             half = [k for k in at if row.eligible[k] * 2 >= row.units]
             if at:
                 estimate = figures[max(half or at)]
-                written = formats.written(estimate.value, estimate.low, estimate.high, formats.unit(estimate.unit))
+                # "one had brought" says of a unit already
+                unit = formats.unit(estimate.unit.removesuffix(f"/{entity}"))
+                written = formats.written(estimate.value, estimate.low, estimate.high, unit)
                 said.append(text(estimate, written, level))
         if not said:
             return f"{began}; none of their periods is over and of enough units yet."
@@ -684,7 +695,7 @@ class _Sheet:
     def _zone(self) -> Check:
         zone, changes = self.design.zone, self.data.clock_changes
         said = f"steps begin at midnight in {zone}" + (
-            f", whose clocks change {changes} times in the data" if changes else ""
+            f", whose clocks change {'once' if changes == 1 else f'{changes} times'} in the data" if changes else ""
         )
         if self.data.dates_only:
             return Check(
