@@ -161,6 +161,14 @@ def test_many_states_are_followed_instead_of_inverted(monkeypatch: pytest.Monkey
     assert near.share.std(axis=0) == pytest.approx(draws.share.std(axis=0), rel=0.02)
 
 
+def test_a_machine_that_hardly_ends_is_solved(monkeypatch: pytest.MonkeyPatch) -> None:
+    moves = chain([*random_paths(9, 3000, 6), ([0, 1] * 20_000, False)], 6, 2)
+    exact = removal(moves)
+    monkeypatch.setattr(markov, "_DENSE", 10)
+    assert removal(moves).effect == pytest.approx(exact.effect, abs=1e-9)
+    assert removal(moves).probability == pytest.approx(exact.probability, abs=1e-9)
+
+
 def test_repeats_collapse_at_order_one_and_repeated_pairs_at_order_two() -> None:
     assert walk([0, 0, 0, 1], True) == walk([0, 1], True)
     assert walk([0, 0, 0, 1], True, 2) == [((-1, -1), 0), ((-1, 0), 0), ((0, 0), 1), ((0, 1), CONV)]

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import sparse
+from scipy.sparse.linalg import splu
 
 from payoff.estimate import FloatArray
 
@@ -27,8 +28,8 @@ _DENSE = 300
 _CHUNK = 4_000_000
 """Cells of replicates' matrices held at once."""
 _LEFT = 1e-12
-"""Walks still under way, as a share, at which iteration ends: no probability is further off than that."""
-_STEPS = 100_000
+"""Walks still under way, as a share, at which iteration ends: no probability is further off than that; and its most steps."""
+_STEPS = 2_000
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -70,8 +71,12 @@ class Transitions:
         if (begins & (follow < 0)).any():
             raise ValueError("a path without a touch is not a walk: leave conversions without touches out")
         moved = np.where((follow >= 0)[:, None], np.column_stack([states[:, 1:], follow]), -1)
-        known, at = np.unique(np.concatenate([states[~begins], moved[follow >= 0]]), axis=0, return_inverse=True)
-        at = at.reshape(-1)
+        number = (touchpoints + 1) ** np.arange(states.shape[1])[
+            ::-1
+        ]  # a state as one number sorts faster than as a row
+        coded = (np.concatenate([states[~begins], moved[follow >= 0]]) + 1) @ number
+        kinds, at = np.unique(coded, return_inverse=True)
+        known = kinds[:, None] // number % (touchpoints + 1) - 1
         source = np.full(len(g), -1)
         source[~begins] = at[: int((~begins).sum())]
         target = follow.copy()
@@ -79,10 +84,11 @@ class Transitions:
         stays = (source == target) & (follow >= 0)
         if stays.any():
             raise ValueError("a touch that leaves the state as it was is no move; collapse repeats first")
-        pairs, move = np.unique(np.column_stack([source, target]), axis=0, return_inverse=True)
-        counts = sparse.csr_matrix((n, (g, move.reshape(-1))), shape=(groups, len(pairs)))
+        wide = len(kinds) - NULL
+        pairs, move = np.unique((source + 1) * wide + target - NULL, return_inverse=True)
+        counts = sparse.csr_matrix((n, (g, move)), shape=(groups, len(pairs)))
         labels = tuple(tuple(int(c) for c in row if c >= 0) for row in known)
-        out = cls(touchpoints, known[:, -1].astype(np.int64), pairs[:, 0], pairs[:, 1], counts, labels)
+        out = cls(touchpoints, known[:, -1], pairs // wide - 1, pairs % wide + NULL, counts, labels)
         out._whole()
         return out
 
@@ -159,8 +165,9 @@ def replicates(moves: Transitions, weights: FloatArray) -> Removal:
     point = moves.weighted()
     if point[0, moves.target == CONV].sum() <= 0:
         raise ValueError("no path converts, so there is nothing to credit")
-    counts = moves.weighted(weights)
-    return _removals(moves, counts) if len(moves.last) <= _DENSE else _expanded(moves, point[0], counts)
+    if len(moves.last) > _DENSE:
+        return _expanded(moves, point[0], weights)
+    return _removals(moves, moves.weighted(weights))
 
 
 def _removals(moves: Transitions, counts: FloatArray) -> Removal:
@@ -241,16 +248,21 @@ def _iterated(moves: Transitions, counts: FloatArray) -> tuple[float, FloatArray
 
 
 def _followed(step: sparse.csr_matrix, flow: FloatArray, open_: FloatArray) -> FloatArray:
-    total = flow.copy()
+    """The sum of all powers of ``step`` times ``flow``, each column where its states are ``open_``."""
+    begun, total = flow, flow.copy()
     for _ in range(_STEPS):
         flow = (step @ flow) * open_
         total += flow
         if flow.sum() < _LEFT:
             return total
-    raise ValueError(f"walks of more than {_STEPS:,} touches: paths are too long for this order")
+    columns = []  # walks that hardly end (a machine's): solved, each column by itself
+    for c in range(begun.shape[1]):
+        system = sparse.identity(len(begun)) - sparse.diags(open_[:, c]) @ step
+        columns.append(splu(sparse.csc_matrix(system)).solve(begun[:, c]))
+    return np.column_stack(columns)
 
 
-def _expanded(moves: Transitions, point: FloatArray, counts: FloatArray) -> Removal:
+def _expanded(moves: Transitions, point: FloatArray, weights: FloatArray) -> Removal:
     """dP/dC_ij = x_i (v_j - v_i) / C_i, for the whole chain and for each without a touchpoint (whose v_j is 0 in it)."""
     n = len(moves.last)
     probability, lost, (visits, value) = _iterated(moves, point)
@@ -264,11 +276,13 @@ def _expanded(moves: Transitions, point: FloatArray, counts: FloatArray) -> Remo
     here = np.vstack([value, from_start[None]])[at]
     times = np.vstack([visits, np.ones((1, value.shape[1]))])[at]
     slope = times * (ahead - here) / leave[at][:, None]
-    scale = counts.sum(axis=1, keepdims=True) / point.sum()  # moved along the size of the sample, nothing changes
-    moved = (counts / np.where(scale > 0, scale, 1.0) - point) @ slope
+    size = weights @ np.asarray(moves.counts.sum(axis=1)).ravel() / point.sum()
+    won = np.asarray(moves.counts[:, moves.target == CONV].sum(axis=1)).ravel()
+    # the counts brought to one size: along it nothing changes
+    moved = (weights @ (moves.counts @ slope)) / np.where(size > 0, size, 1.0)[:, None] - point @ slope
     chance = np.clip(probability + moved[:, -1], 0.0, 1.0)
     gone = np.clip(lost + moved[:, -1:] - moved[:, :-1], 0.0, None)
-    return _normalised(chance, gone, counts[:, moves.target == CONV].sum(axis=1))
+    return _normalised(chance, gone, weights @ won)
 
 
 def walk(path: Sequence[int], converts: bool, order: int = 1) -> list[tuple[tuple[int, ...], int]]:
