@@ -8,7 +8,15 @@ from payoff import formats
 from payoff.formats import Unit
 from payoff.report.charts.ranges import Row, ranges
 from payoff.report.charts.sheet import WIDE, Chart, Sheet, both, fit, fit_range, text_width
-from payoff.report.figures import AttributionFigures, Edge, FunnelFigures, PathFigures, ReconciliationFigures, StepLine
+from payoff.report.figures import (
+    AttributionFigures,
+    Edge,
+    FunnelFigures,
+    PathFigures,
+    ReconciliationFigures,
+    StepLine,
+    stop_name,
+)
 
 _MOST = 4000
 _SHARE = Unit("share")
