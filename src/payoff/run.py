@@ -38,7 +38,10 @@ from payoff.spec.nouns import (
     Attribution,
     CountMetric,
     DuckDBConnection,
+    Event,
     Experiment,
+    Funnel,
+    Journey,
     LedgerConnection,
     Outcome,
     SumMetric,
@@ -48,7 +51,8 @@ from payoff.warehouse import cohorts, credit, funnels, paths
 from payoff.warehouse.arms import ArmsReader
 from payoff.warehouse.doctor import Finding, examine
 from payoff.warehouse.engine import Progress
-from payoff.warehouse.events import EventProfile
+from payoff.warehouse.events import EventProfile, before_and_after
+from payoff.warehouse.identity import report as stitching
 from payoff.warehouse.layout import sources_of
 from payoff.warehouse.needs import ArmsData, SourceProfile
 from payoff.warehouse.query import ExpressionError, select_only
@@ -821,7 +825,15 @@ class Project:
             outcome = registry.method(name).answer(design, data, rng, incremental, own)
         else:
             outcome = registry.method(name).answer(design, data, rng)
-        return read.provenance(outcome, data.sql, data.sources, data.as_of_us), tuple(data.steps)
+        outcome = read.provenance(outcome, data.sql, data.sources, data.as_of_us)
+        steps = tuple(data.steps)
+        identified = catalog.identified(design.entity)
+        if identified is not None and isinstance(outcome, Result):
+            before, after, step = before_and_after(catalog, design.entity, *_ways(design), design.now_us)
+            closer = replace(outcome.closer, stitching=(stitching(identified, before, after),))
+            outcome = replace(outcome, closer=closer)
+            steps = (*steps, step)
+        return outcome, steps
 
     def power(
         self,
@@ -1050,6 +1062,23 @@ def _held_against(design: JourneyDesign) -> tuple[str, ...]:
         return ()
     named = [declared.reconcile_with, *(t.experiment for t in design.touchpoints.values())]
     return tuple(dict.fromkeys(n for n in named if n is not None))
+
+
+def _ways(design: JourneyDesign) -> tuple[list[Event], list[Event]]:
+    """The events on the way of a journey, and those at its end."""
+    declared = design.declared
+    touches = [Event(source=t.source, where=t.where) for t in design.touchpoints.values()]
+    if isinstance(declared, Attribution):
+        return touches, [outcome.event for outcome in declared.outcomes.values()]
+    if isinstance(declared, Journey):
+        end = declared.to.event if declared.to is not None else declared.from_
+        assert end is not None
+        return touches, [end]
+    if isinstance(declared, Funnel):
+        steps = [Event(source=s.source, where=s.where) for s in declared.steps if s.source is not None]
+        return steps[:-1], steps[-1:]
+    came = [declared.activity, None if declared.revenue is None else declared.revenue.event]
+    return [declared.start], [event for event in came if event is not None]
 
 
 @dataclass(slots=True)

@@ -5,7 +5,7 @@ A row enters with a unit and a time between 1970 and a day after now. Times are 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from sqlglot import exp
@@ -169,3 +169,52 @@ def outcome_columns(catalog: Catalog, outcome: Outcome) -> dict[str, exp.Expr]:
     """``value`` of a conversion as DOUBLE (1 where it is only counted). Raises DataError where it is not a number."""
     view = catalog.view(outcome.event.source)
     return {"value": exp.cast(exp.convert(1), "DOUBLE") if outcome.value is None else view.number(outcome.value)}
+
+
+def before_and_after(
+    catalog: Catalog, entity: str, met: Sequence[Event], led_to: Sequence[Event], now_us: int
+) -> tuple[dict[str, int], dict[str, int], Step]:
+    """What joining ids did to journeys: counts by the ids as recorded, and by the units that they were joined into.
+
+    ``met`` are events on the way and ``led_to`` those at the end of it. Both maps count units, those that come to the end, and those of
+    them that were met on the way; the second also counts units met under several ids.
+    """
+    rows = [
+        _marked(catalog, event, entity, now_us, ends) for ends, of in ((False, met), (True, led_to)) for event in of
+    ]
+    union: exp.Query = rows[0].tree
+    for other in rows[1:]:
+        union = exp.union(union, other.tree, distinct=False)
+    query = sql(
+        """
+        SELECT (SELECT count(*) FROM by_id) AS ids, (SELECT count(*) FROM by_id WHERE ends) AS ids_end,
+               (SELECT count(*) FROM by_id WHERE ends AND met) AS ids_met,
+               count(*) AS units, count(*) FILTER (WHERE ends) AS units_end,
+               count(*) FILTER (WHERE ends AND met) AS units_met, count(*) FILTER (WHERE ids > 1) AS several
+        FROM by_unit
+        """,
+        by_id=sql("SELECT own, bool_or(ends) AS ends, bool_or(NOT ends) AS met FROM marked GROUP BY own"),
+        by_unit=sql(
+            """
+            SELECT unit, bool_or(ends) AS ends, bool_or(met) AS met, count(*) AS ids
+            FROM (SELECT unit, own, bool_or(ends) AS ends, bool_or(NOT ends) AS met FROM marked GROUP BY unit, own) AS pairs
+            GROUP BY unit
+            """
+        ),
+        marked=Query(union),
+    )
+    step = Step(f"{entity}s before and after joining", "What joining ids did to journeys", "", (), (), query)
+    found = catalog.engine.row(query, step.name)
+    words = (f"{entity}s", f"{entity}s at the end of a journey", "of these, met on the way")
+    before = {word: int(found[key]) for word, key in zip(words, ("ids", "ids_end", "ids_met"), strict=True)}
+    after = {word: int(found[key]) for word, key in zip(words, ("units", "units_end", "units_met"), strict=True)}
+    return before, {**after, f"{entity}s met under several ids": int(found["several"])}, step
+
+
+def _marked(catalog: Catalog, event: Event, entity: str, now_us: int, ends: bool) -> Query:
+    """The units and ids of an event, each pair once.."""
+    own = {"own": catalog.view(event.source).own_unit(entity)}
+    rows = rows_of(catalog, event, entity, now_us, own)
+    return sql(
+        "SELECT DISTINCT CAST(unit AS VARCHAR) AS unit, own, $ends AS ends FROM entering", ends=ends, entering=rows
+    )

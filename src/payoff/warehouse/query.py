@@ -47,7 +47,8 @@ def _parse(template: str) -> exp.Query:
 
 
 def sql(template: str, **parts: Bound | Query | Sequence[exp.Expr]) -> Query:
-    """Bind ``parts`` into ``template``: Query -> CTE of the same name, list -> several expressions, else one node.
+    """Bind ``parts`` into ``template``: Query -> CTE of the same name (for the other parts too), list -> several expressions, else
+    one node.
 
     Raises KeyError for a placeholder without a part, and for a part that the template does not use.
     """
@@ -67,15 +68,24 @@ def sql(template: str, **parts: Bound | Query | Sequence[exp.Expr]) -> Query:
             holder.set(key, [*siblings[:at], *(p.copy() for p in part), *siblings[at + 1 :]])
         else:
             node.replace(literal(cast(Bound, part)))
-    tables = {table.name for table in tree.find_all(exp.Table) if not table.db}
-    for name, part in parts.items():
-        if isinstance(part, Query) and name in tables:
-            used.add(name)
-            body = part.tree.copy()
-            for inner in body.ctes:  # one flat list of steps reads better than nested WITHs
-                tree = tree.with_(inner.alias, as_=inner.this, copy=False)
-            body.set("with_", None)
-            tree = tree.with_(name, as_=body, copy=False)
+    steps: dict[str, exp.Query] = {}
+
+    def place(query: exp.Query) -> None:
+        """The parts that a query names, those that they name first."""
+        for name in dict.fromkeys(table.name for table in query.find_all(exp.Table) if not table.db):
+            part = parts.get(name)
+            if isinstance(part, Query) and name not in used:
+                used.add(name)
+                body = part.tree.copy()
+                place(body)
+                for inner in body.ctes:  # one flat list of steps reads better than nested WITHs
+                    steps.setdefault(inner.alias, inner.this)
+                body.set("with_", None)
+                steps[name] = body
+
+    place(tree)
+    for name, body in steps.items():
+        tree = tree.with_(name, as_=body, copy=False)
     if unused := set(parts) - used:
         raise KeyError(f"parts not used by the template: {', '.join(sorted(unused))}")
     return Query(tree)
