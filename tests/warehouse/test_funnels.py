@@ -17,6 +17,7 @@ from payoff.errors import DataError
 from payoff.spec.journeys import JourneyDesign
 from payoff.spec.nouns import DuckDBConnection, Entity, Event, Funnel, FunnelStep, Source
 from payoff.warehouse import funnels
+from payoff.warehouse.funnel_statements import MOST_CLASSES, window_us
 from payoff.warehouse.sources import Catalog
 
 MIN = 60_000_000
@@ -114,7 +115,7 @@ class Slow:
         self.happening = [s for s in self.funnel.steps if s.without is None]
         self.kept = self.funnel.steps[-1] if self.funnel.steps[-1].without is not None else None
         wait = us_of(self.kept.within) if self.kept else 0
-        window = funnels.window_us(self.funnel)
+        window = window_us(self.funnel)
         self.cut = self.as_of - (window or 0) - wait
         self.latest = self.as_of - wait
 
@@ -503,7 +504,7 @@ def test_many_classes_are_taken_together(tmp_path: Path) -> None:
     rows += [row("carts", "u0-0", 5), row("views", "u1-0", 0, cls="")]
     data = read(tmp_path, rows, {"steps": ["views", "carts"], "by": "cls"})
     classes = {r.segment: r.units for r in data.reached if r.position == 1}
-    assert len(classes) == funnels.MOST_CLASSES + 2  # the whole, thirty, and the rest
+    assert len(classes) == MOST_CLASSES + 2  # the whole, thirty, and the rest
     assert (data.classes, data.folded) == (40, 10)
     assert sum(n for c, n in classes.items() if c) == classes[None] == len({r.unit for r in rows})
     assert (classes["(none)"], classes["(other)"]) == (3, 20)
