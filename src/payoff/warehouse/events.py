@@ -214,7 +214,6 @@ def before_and_after(
 def _marked(catalog: Catalog, event: Event, entity: str, now_us: int, ends: bool) -> Query:
     """The units and ids of an event, each pair once.."""
     own = {"own": catalog.view(event.source).own_unit(entity)}
-    rows = rows_of(catalog, event, entity, now_us, own)
-    return sql(
-        "SELECT DISTINCT CAST(unit AS VARCHAR) AS unit, own, $ends AS ends FROM entering", ends=ends, entering=rows
-    )
+    rows = rows_of(catalog, event, entity, now_us, own).tree.subquery("entering")
+    unit = exp.alias_(exp.cast(exp.column("unit"), "VARCHAR"), "unit", quoted=False)
+    return Query(exp.select(unit, "own", exp.alias_(exp.convert(ends), "ends", quoted=False)).distinct().from_(rows))
