@@ -272,13 +272,17 @@ class _Table:
     def side_by_side(self, scopes: Sequence[Scope], main: str, share: str) -> Iterator[Part]:
         if len(scopes) < 2:
             return
-        fit = max(MOST_CELLS // (len(scopes) * len(self.ordered)), 1)
+        kinds = [(main, share)]
+        if main == "value" and any("conversions" in of for of in self.found.values()):
+            kinds.append(("conversions", "conversion share"))
+        fit = max(MOST_CELLS // (len(kinds) * len(scopes) * len(self.ordered)), 1)
         grids: list[Grid] = []
         for k, (model, said) in enumerate(self.models[:fit]):
-            rows = [(Cell(label(p)), [self.cell(model, p, s, main, share) for s in scopes]) for p in self.ordered]
-            caption = f"Attributed {main} by {said}, and its share of all, with the {self.named(main)}"
-            folded = f"By {said}" if k else ""
-            grids += across(caption, "Touchpoint", [self.said(s) for s in scopes], rows, folded)
+            for kind, beside in kinds:
+                rows = [(Cell(label(p)), [self.cell(model, p, s, kind, beside) for s in scopes]) for p in self.ordered]
+                caption = f"Attributed {kind} by {said}, and its share of all, with the {self.named(kind)}"
+                folded = "" if not k and kind == main else f"By {said}" if k else f"Attributed conversions by {said}"
+                grids += across(caption, "Touchpoint", [self.said(s) for s in scopes], rows, folded)
         more = len(self.models) - fit
         left = (f"{more} more models are in the JSON of the run.",) if more > 0 else ()
         several = len(self.conversions) > 1

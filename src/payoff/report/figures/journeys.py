@@ -170,15 +170,8 @@ def _funnel_parts(
             if apart
             else "Units that entered; then the share of them reaching each step, below it that of the step before"
         )
-        timed = [
-            (
-                Cell(name),
-                [
-                    figure(line.median, note=f"{line.reached.text} units" if line.reached else "", without="not given")
-                    for line in lines
-                ],
-            )
-            for name, lines in classes
+        counted = [
+            (Cell(name), [figure(x.reached, x.median, without=hidden) for x in lines]) for name, lines in classes
         ]
         whose = "all" if apart else "those"
         yield Part(
@@ -186,8 +179,8 @@ def _funnel_parts(
             (),
             (
                 *across(caption, "Class", names, cells),
-                *across("Median time from the step before, and the units that reached the step", "Class", names[1:],
-                        [(lead, row[1:]) for lead, row in timed], "How many, and how long each step took, by class"),
+                *across("Units that reached each step; below, the median time from the step before", "Class", names, counted,
+                        "How many, and how long each step took, by class"),
             ),
             "funnel",
             1,
@@ -300,7 +293,7 @@ def read_cohort(result: Node) -> CohortFigures:
         else:
             rest.append(e)
     names = [ALL] * (ALL in order) + [name for name in order if name != ALL]
-    skipped = max(len(names) - 1 - MOST_COHORTS, 0)
+    skipped = max(len(names) - (ALL in order) - MOST_COHORTS, 0)
     names = names[:1] + names[1:][-MOST_COHORTS:] if ALL in order else names[-MOST_COHORTS:]
     lines_of = {}
     periods_of = {}
@@ -571,7 +564,7 @@ def _path_parts(
         heads = ["Journeys", "Share of journeys"] + (["Median time"] if timed else [])
         cells = [
             (
-                Cell(f"{row.rank}. {row.path}"),
+                Cell(row.path if row.path.startswith("(") else f"{row.rank}. {row.path}"),
                 [figure(row.journeys), figure(row.share)] + ([figure(row.median)] if timed else []),
             )
             for row in rows
