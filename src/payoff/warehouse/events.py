@@ -203,7 +203,8 @@ def before_and_after(
         ),
         marked=Query(union),
     )
-    step = Step(f"{entity}s before and after joining", "What joining ids did to journeys", "", (), (), query)
+    reads = ", ".join(dict.fromkeys(event.source for event in (*met, *led_to)))
+    step = Step(f"{entity}s before and after joining", reads, "What joining ids did to journeys", (), (), query)
     found = catalog.engine.row(query, step.name)
     words = (f"{entity}s", f"{entity}s at the end of a journey", "of these, met on the way")
     before = {word: int(found[key]) for word, key in zip(words, ("ids", "ids_end", "ids_met"), strict=True)}
