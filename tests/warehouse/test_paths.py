@@ -187,7 +187,7 @@ def test_the_commonest_are_told_and_others_by_how_many_units(tmp_path: Path) -> 
     assert few.rest_units == 4
     assert [(p.codes, p.n) for p in hidden.paths] == [((0,), 6), ((1,), 3)]
     assert hidden.untouched is None
-    assert hidden.rest_units == 1
+    assert hidden.rest_units == 2  # of the path of two stops, and of none
     assert hidden.journeys == 11
 
 
