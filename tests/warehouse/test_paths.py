@@ -198,7 +198,9 @@ def test_a_plan_reads_nothing_and_names_what_is_read(tmp_path: Path) -> None:
             planned = paths.plan(catalog, design(given))
             read = paths.read(catalog, design(given))
             names = [step.name for step in planned]
-            assert {step.name for step in read.steps} - set(names) <= {
+            # a source with faults takes a statement of its own to tell them
+            more = {step.name for step in read.steps if not step.name.startswith("faults of")}
+            assert more - set(names) <= {
                 "units of all other paths",
                 "where journeys began",
                 "journeys that begin before the data",
