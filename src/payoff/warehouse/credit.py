@@ -26,7 +26,8 @@ from payoff.spec.journeys import JourneyDesign
 from payoff.spec.nouns import Attribution, Model, Spend, format_duration, model_names
 from payoff.stats.moments import Moments
 from payoff.warehouse.events import AHEAD_US, EventProfile, clock_us
-from payoff.warehouse.query import ExpressionError, Query, column, conjunction, fragment, sql
+from payoff.warehouse.moves import moves_query
+from payoff.warehouse.query import ExpressionError, Query, conjunction, fragment, sql
 from payoff.warehouse.rules import ORDER, RULES, Rules
 from payoff.warehouse.sources import Catalog
 from payoff.warehouse.statements import Step
@@ -200,7 +201,7 @@ class _Kernel:
 
     def planned(self) -> Iterator[Step]:
         for reading in self.readings:
-            yield reading.profile_step()
+            yield from reading.plan()
         yield from self.touches.plan()
         yield self._raw()
         if self.design.arms is not None:
@@ -233,7 +234,7 @@ class _Kernel:
 
     def read(self) -> CreditData:
         for reading in self.readings:
-            self.steps.append(reading.look(self.catalog))
+            self.steps += reading.look(self.catalog)
         self.touches.look()
         self.steps += self.touches.steps
         self._keep("raw", self._raw())
@@ -723,81 +724,19 @@ class _Kernel:
         return self._step(f"credit by position, {label}", "ordered Shapley values", query)
 
     def _moves(self, outcome: str, label: str, order: int, groups: int) -> Step:
-        """Moves between states of the last ``order`` touches, all in one sort of touches and conversions together."""
         window, starts, ends = self.windows[label], self.design.starts_us, self.design.ends_us
-        touched = self.touches.query(
-            None if starts is None else starts - window + 1, None if ends is None else ends - 1, self.text
-        )
-        over = "PARTITION BY unit ORDER BY us, converts NULLS FIRST, code"
-        seen = [
-            exp.alias_(fragment(f"lag({c}, {j}) OVER ({over})"), f"{c}_{j}")
-            for j in range(1, order + 1)
-            for c in ("us", "code")
-        ]
-
-        def leads(us: str) -> str:
-            return f"coalesce(following - {us} < $window, false)"
-
-        def cut(before: str, us: str) -> str:
-            """Between two touches with no conversion between them: another path begins."""
-            early = "" if starts is None else f" OR {before} < $starts"
-            return f"({leads(us)} AND NOT {leads(before)}) OR (NOT {leads(us)} AND ({us} - {before} > $window{early}))"
-
-        def bound(text: str) -> exp.Expr:
-            parts = {"window": window} | ({"starts": starts} if "$starts" in text and starts is not None else {})
-            return fragment(text, **parts)
-
-        begins = [
-            bound(f"code_{j + 1} IS NULL OR {cut(f'us_{j + 1}', 'us' if j == 0 else f'us_{j}')}") for j in range(order)
-        ]
-        states = [exp.alias_(exp.cast(column("code"), "SMALLINT"), "s_0")]
-        for j in range(1, order + 1):
-            same = exp.not_(exp.paren(exp.or_(*(exp.paren(b.copy()) for b in begins[:j]))))
-            text = "CASE WHEN $same THEN CAST(code_$j AS SMALLINT) ELSE -1 END".replace("$j", str(j))
-            states.append(exp.alias_(fragment(text, same=same), f"s_{j}"))
-        moved = " OR ".join(f"s_{j} <> s_{j + 1}" for j in range(order))
-        in_time = leads("us")
-        own = (
-            f"({in_time} AND following >= $starts) OR (NOT {in_time} AND us >= $starts)"
-            if starts is not None
-            else "TRUE"
-        )
-        query = sql(
-            f"""
-            SELECT CAST(hash(unit) % $groups AS INTEGER) AS g, {", ".join(f"s_{j}" for j in range(order + 1))},
-                   count(*) FILTER (WHERE {moved}) AS moves, count(*) FILTER (WHERE ends AND leads) AS won,
-                   count(*) FILTER (WHERE ends AND NOT leads) AS lost,
-                   count(*) FILTER (WHERE ends AND NOT leads AND us > $open) AS open
-            FROM steps GROUP BY ALL
-            """,
-            groups=groups,
-            open=self._as_of() - window
-            if any(r.profile for r in self.readings)
-            else placeholder("complete_less_window"),
-            steps=sql(
-                "SELECT unit, us, $states, $leads AS leads, $ends AS ends FROM told WHERE code IS NOT NULL AND $own",
-                states=states,
-                leads=bound(in_time),
-                ends=bound(f"next_code IS NULL OR {cut('us', 'next_us').replace('$starts', str(starts))}"),
-                own=exp.paren(bound(own)) if starts is not None else exp.true(),
-                told=sql(
-                    f"""
-                    SELECT unit, us, code, lead(converts IGNORE NULLS) OVER ({over}) AS following,
-                           lead(us) OVER ({over}) AS next_us, lead(code) OVER ({over}) AS next_code, $seen
-                    FROM stream
-                    """,
-                    seen=seen,
-                    stream=sql(
-                        """
-                        SELECT unit, us, code, CAST(NULL AS BIGINT) AS converts FROM touched
-                        UNION ALL
-                        SELECT unit, us, CAST(NULL AS SMALLINT) AS code, us AS converts FROM credit_raw WHERE outcome = $o
-                        """,
-                        o=list(self.outcomes).index(outcome),
-                        touched=touched,
-                    ),
-                ),
+        known = any(r.profile is not None for r in self.readings)
+        query = moves_query(
+            self.touches.query(
+                None if starts is None else starts - window + 1, None if ends is None else ends - 1, self.text
             ),
+            outcome=list(self.outcomes).index(outcome),
+            window_us=window,
+            order=order,
+            groups=groups,
+            codes=len(self.touches.stops),
+            starts_us=starts,
+            open_us=self._as_of() - window if known else placeholder("complete_less_window"),
         )
         name = f"moves of order {order} to {outcome}, {label}"
         return self._step(name, "all paths, those that lead nowhere too", query, self.touches.readings[0].source)

@@ -135,7 +135,7 @@ class _Kernel:
     # ---------------------------------------------------------------- in order
 
     def planned(self) -> Iterator[Step]:
-        yield self.reading.profile_step()
+        yield from self.reading.plan()
         yield from self.touches.plan()
         yield self._rows()
         yield self._units()
@@ -152,7 +152,7 @@ class _Kernel:
         yield self._flow()
 
     def read(self) -> PathData:
-        self.steps.append(self.reading.look(self.catalog))
+        self.steps += self.reading.look(self.catalog)
         self.touches.look()
         self.steps += self.touches.steps
         as_of = self._as_of()

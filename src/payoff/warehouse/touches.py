@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from sqlglot import exp
 
@@ -52,7 +53,7 @@ class Mark:
     by: exp.Expr | None = None
 
 
-@dataclass(slots=True)
+@dataclass
 class Reading:
     """All marks over one source; what ``look`` found: rows by mark, whether a row serves two, whether an id repeats."""
 
@@ -71,64 +72,126 @@ class Reading:
     # ---------------------------------------------------------------- what is there
 
     def profile_step(self) -> Step:
+        """Rows by what they serve, cheaply: where every one has a unit and a time that may be, there is no more to look for."""
+        kind: exp.Expr = exp.convert(0)
+        if self._apart:
+            kind = self._pick({m: exp.convert(m.number) for m in self.marks}, None)
+        elif self._by_bits:
+            for place, m in enumerate(self.marks):
+                kind = fragment("$a + CASE WHEN $w THEN $bit ELSE 0 END", a=kind, w=conjunction(m.where), bit=2**place)
+        row = [exp.alias_(self.view.unit(self.entity), "unit"), exp.alias_(clock_us(self.view), "us")]
+        query = sql(
+            """
+            SELECT kind, count(*) AS n, count(unit) AS units, count(us) AS times, min(us) AS first_us, max(us) AS last_us
+            FROM (SELECT * FROM told WHERE $some) GROUP BY kind
+            """,
+            some=fragment("kind > 0") if self._by_bits else fragment("kind IS NOT NULL"),
+            told=Query(
+                (self.view.rows() if self._apart or self._by_bits else self._base()).select(
+                    *row, exp.alias_(kind, "kind"), append=False
+                )
+            ),
+        )
+        return self._step(f"look at {self.source}", "rows, units and times, by what they are", query)
+
+    def plan(self) -> list[Step]:
+        """What ``look`` would run where it finds nothing amiss."""
+        return [step for step in (self.profile_step(), self.ids_step()) if step is not None]
+
+    def ids_step(self) -> Step | None:
+        """How many rows repeat an id; None where the source declares none."""
+        if self.view.source.id is None:
+            return None
+        query = sql(
+            "SELECT count($id) - count(DISTINCT $id) AS repeated FROM base",
+            id=self.view.scalar(self.view.source.id),
+            base=Query(self._base()),
+        )
+        return self._step(f"ids of {self.source}", "rows that are there twice", query)
+
+    def faults_step(self) -> Step:
         """The statement that counts what enters and what does not, by mark."""
-        unit, t = self.view.unit(self.entity), clock_us(self.view)
-        each = [
+        row = [exp.alias_(self.view.unit(self.entity), "unit"), exp.alias_(clock_us(self.view), "us")]
+        row += [exp.alias_(conjunction(m.where), f"is_{m.number}") for m in self.marks]
+        inside = "(unit IS NOT NULL AND us >= 0 AND us <= $most)"
+        out = [
             exp.alias_(
-                fragment("count(*) FILTER (WHERE $w)", w=conjunction(self._inside(), m.where)), f"mark_{m.number}"
+                fragment(f"count(*) FILTER (WHERE {inside} AND is_{m.number})", most=self._most), f"mark_{m.number}"
             )
             for m in self.marks
         ]
-        # marks are counted by the row: two on one row are an overlap
-        marked: exp.Expr = exp.convert(0)
-        for m in self.marks:
-            marked = fragment("$a + CASE WHEN $w THEN 1 ELSE 0 END", a=marked, w=conjunction(m.where))
-        ids = self.view.source.id
-        repeated = (
-            fragment("NULL") if ids is None else fragment("count($id) - count(DISTINCT $id)", id=self.view.scalar(ids))
-        )
         query = sql(
-            """
-            SELECT count(*) AS n, count(*) FILTER (WHERE $u IS NULL) AS without_unit,
-                   count(*) FILTER (WHERE $u IS NOT NULL AND $t IS NULL) AS without_time,
-                   count(*) FILTER (WHERE $u IS NOT NULL AND $t < 0) AS before_1970,
-                   count(*) FILTER (WHERE $u IS NOT NULL AND $t > $most) AS ahead,
-                   min($t) FILTER (WHERE $inside) AS first_us, max($t) FILTER (WHERE $inside) AS last_us,
-                   $repeated AS repeated, count(*) FILTER (WHERE $marked > 1) AS overlaps, $each
-            FROM base
+            f"""
+            SELECT count(*) AS n, count(*) FILTER (WHERE unit IS NULL) AS without_unit,
+                   count(*) FILTER (WHERE unit IS NOT NULL AND us IS NULL) AS without_time,
+                   count(*) FILTER (WHERE unit IS NOT NULL AND us < 0) AS before_1970,
+                   count(*) FILTER (WHERE unit IS NOT NULL AND us > $most) AS ahead,
+                   min(us) FILTER (WHERE {inside}) AS first_us, max(us) FILTER (WHERE {inside}) AS last_us, $out
+            FROM told
             """,
-            u=unit,
-            t=t,
-            most=self.now_us + AHEAD_US,
-            inside=self._inside(),
-            repeated=repeated,
-            marked=exp.paren(marked),
-            each=each,
-            base=Query(self._base()),
+            most=self._most,
+            out=out,
+            told=Query(self._base().select(*row, append=False)),
         )
-        return self._step(f"look at {self.source}", "rows that enter and rows that do not, by what they are", query)
+        return self._step(f"faults of {self.source}", "rows that enter and rows that do not, and why", query)
 
-    def look(self, catalog: Catalog) -> Step:
-        step = self.profile_step()
-        found = catalog.engine.row(step.query, step.name, self.source)
-        lost = {k: int(found[k]) for k in ("without_unit", "without_time", "before_1970", "ahead")}
-        first, last = (None if found[k] is None else int(found[k]) for k in ("first_us", "last_us"))
-        through = last
+    def look(self, catalog: Catalog) -> list[Step]:
+        """Fills in what is there, and gives the statements that it took."""
+        steps = [self.profile_step()]
+        kinds = catalog.engine.fetch(steps[0].query, steps[0].name, self.source).to_pylist()
+        n = sum(r["n"] for r in kinds)
+        first, last = ([r[k] for r in kinds if r[k] is not None] for k in ("first_us", "last_us"))
+        whole = all(r["n"] == r["units"] == r["times"] for r in kinds)
+        lost = dict.fromkeys(("without_unit", "without_time", "before_1970", "ahead"), 0)
+        span: tuple[int | None, int | None] = (min(first, default=None), max(last, default=None))
+        self.overlaps = len(self.marks) > 1 and not self._apart
+        if not self.overlaps:
+            self.rows = dict.fromkeys((m.number for m in self.marks), 0)
+            self.rows |= {self.marks[0].number if len(self.marks) == 1 else int(r["kind"]): r["n"] for r in kinds}
+        elif self._by_bits:
+            bits = {m.number: 2**place for place, m in enumerate(self.marks)}
+            self.rows = {k: sum(r["n"] for r in kinds if int(r["kind"]) & bit) for k, bit in bits.items()}
+            self.overlaps = any(int(r["kind"]).bit_count() > 1 for r in kinds)
+        if (
+            (self.overlaps and not self._by_bits)
+            or not whole
+            or min(first, default=0) < 0
+            or max(last, default=0) > self._most
+        ):
+            steps.append(self.faults_step())
+            found = catalog.engine.row(steps[-1].query, steps[-1].name, self.source)
+            n, lost = int(found["n"]), {k: int(found[k]) for k in lost}
+            span = (found["first_us"], found["last_us"])
+            self.rows = {m.number: int(found[f"mark_{m.number}"]) for m in self.marks}
+        repeated = None
+        ids = self.ids_step()
+        if ids is not None:
+            steps.append(ids)
+            repeated = int(catalog.engine.row(ids.query, ids.name, self.source)["repeated"])
+        through = span[1]
         if self.view.clock is not None and self.view.source.through is not None:
             through = to_us(self.view.source.through, self.view.clock.zone)
-        self.rows = {m.number: int(found[f"mark_{m.number}"]) for m in self.marks}
-        self.overlaps = int(found["overlaps"]) > 0
         self.profile = EventProfile(
             source=self.source,
-            rows=int(found["n"]) - sum(lost.values()),
-            first_us=first,
-            last_us=last,
+            rows=int(n) - sum(lost.values()),
+            first_us=span[0],
+            last_us=span[1],
             through_us=through,
             fingerprint=catalog.fingerprint(self.view.relation),
-            repeated=None if found["repeated"] is None else int(found["repeated"]),
+            repeated=repeated,
             **lost,
         )
-        return step
+        return steps
+
+    @cached_property
+    def _apart(self) -> bool:
+        """Can no row serve two marks, seen by their form? Else it is looked for."""
+        return len(self.marks) > 1 and _exclude_each_other(self.view, [m.where for m in self.marks])
+
+    @property
+    def _by_bits(self) -> bool:
+        """Are marks looked for by one bit each? There are 62 of them."""
+        return not self._apart and 1 < len(self.marks) <= 62
 
     def values_step(self, mark: Mark) -> Step:
         """The commonest values of a touchpoint by values, and how many rows each has."""
@@ -160,36 +223,46 @@ class Reading:
             exp.alias_(exp.cast(unit, "VARCHAR") if text else unit, "unit"),
             exp.alias_(clock_us(view), "us"),
         ]
-        rows = self._base().where(self._inside())
-        for bound, way in ((low_us, ">="), (high_us, "<=")):
-            if isinstance(bound, int):
-                assert view.clock is not None
-                pair = (bound, None) if way == ">=" else (None, bound)
-                for condition in view.clock.between(*pair):  # by which files and row groups are skipped
-                    rows = rows.where(condition)
-            if bound is not None:
-                rows = rows.where(fragment(f"$t {way} $bound", t=clock_us(view), bound=bound))
-        if view.source.id is not None and (self.profile is None or self.profile.repeated):
+        # where marks are apart, a row's own number says whether it is any of them: one look at its columns, not two
+        rows = (self.view.rows() if self._apart else self._base()).where(self._inside())
+        once = view.source.id is not None and (self.profile is None or bool(self.profile.repeated))
+        bounds = [(b, way) for b, way in ((low_us, ">="), (high_us, "<=")) if b is not None]
+        if once and view.source.id is not None:
             first = fragment(
                 "$id IS NULL OR row_number() OVER (PARTITION BY $id ORDER BY $t, $u) = 1",
                 id=view.scalar(view.source.id),
                 t=clock_us(view),
                 u=view.unit(self.entity),
             )
-            rows = rows.qualify(first)
+            rows = (rows.where(self._any()) if self._apart else rows).qualify(first)
+        for bound, way in [] if once else bounds:  # of a repeated row the earliest is meant, inside or not
+            if isinstance(bound, int):
+                assert view.clock is not None
+                pair = (bound, None) if way == ">=" else (None, bound)
+                for condition in view.clock.between(*pair):  # by which files and row groups are skipped
+                    rows = rows.where(condition)
+            rows = rows.where(fragment(f"$t {way} $bound", t=clock_us(view), bound=bound))
+        found = self._marked(rows, row, names)
+        for bound, way in bounds if once else []:
+            found = found.where(fragment(f"us {way} $bound", bound=bound))
+        return Query(found)
+
+    def _marked(self, rows: exp.Select, row: Sequence[exp.Expr], names: Sequence[str]) -> exp.Select:
+        """Each row once for every mark that it serves."""
         if self.overlaps and len(self.marks) > 1:
             marks = exp.Array(expressions=[self._struct(m, names) for m in self.marks])
             inner = rows.select(*row, exp.alias_(fragment("unnest($marks)", marks=marks), "it"), append=False)
             out: list[exp.Expr] = [column("unit"), column("us")]
             out += [exp.alias_(fragment(f"struct_extract(it, '{n}')"), n) for n in ("mark", "value", *names)]
-            return Query(exp.select(*out).from_(inner.subquery("marked")).where(fragment("it IS NOT NULL")))
+            return exp.select(*out).from_(inner.subquery("marked")).where(fragment("it IS NOT NULL"))
         picked = [exp.alias_(self._pick({m: exp.convert(m.number) for m in self.marks}, "SMALLINT"), "mark")]
         by: dict[Mark, exp.Expr] = {
             m: exp.null() if m.by is None else exp.cast(m.by.copy(), "VARCHAR") for m in self.marks
         }
         picked.append(exp.alias_(self._pick(by, "VARCHAR"), "value"))
         picked += [exp.alias_(self._pick({m: m.columns[n] for m in self.marks}, None), n, quoted=True) for n in names]
-        return Query(rows.select(*row, *picked, append=False))
+        every = exp.select("*").from_(rows.select(*row, *picked, append=False).subquery("marked"))
+        return every.where(fragment("mark IS NOT NULL")) if self._apart else every
 
     def _struct(self, mark: Mark, names: Sequence[str]) -> exp.Expr:
         by = exp.null() if mark.by is None else mark.by.copy()
@@ -216,19 +289,25 @@ class Reading:
         return picked if kind is None else exp.cast(picked, kind)
 
     def _base(self, only: Mark | None = None) -> exp.Select:
+        return self.view.rows().where(self._any(only))
+
+    def _any(self, only: Mark | None = None) -> exp.Expr:
         wheres = [m.where for m in self.marks if only is None or m is only]
-        rows = self.view.rows()
         if any(w is None for w in wheres):
-            return rows
-        return rows.where(exp.or_(*(exp.paren(w.copy()) for w in wheres if w is not None)))
+            return exp.true()
+        return exp.paren(exp.or_(*(exp.paren(w.copy()) for w in wheres if w is not None)))
 
     def _inside(self) -> exp.Expr:
         return fragment(
             "$u IS NOT NULL AND $t >= 0 AND $t <= $most",
             u=self.view.unit(self.entity),
             t=clock_us(self.view),
-            most=self.now_us + AHEAD_US,
+            most=self._most,
         )
+
+    @property
+    def _most(self) -> int:
+        return self.now_us + AHEAD_US
 
     def _step(self, name: str, purpose: str, query: Query) -> Step:
         known = set(self.view.relation.columns)
@@ -287,13 +366,13 @@ class Touches:
         """What ``look`` would run. Reads no rows."""
         out = []
         for reading in self.readings:
-            out.append(reading.profile_step())
+            out += reading.plan()
             out += [reading.values_step(m) for m in reading.marks if m.by is not None]
         return out
 
     def look(self) -> None:
         for reading in self.readings:
-            self.steps.append(reading.look(self._catalog))
+            self.steps += reading.look(self._catalog)
             for mark in reading.marks:
                 if mark.by is not None:
                     step = reading.values_step(mark)
@@ -410,3 +489,22 @@ def _quoted(value: str) -> str:
     """A value as part of a label; one that reads like our own words is quoted, and nothing in it may break a line."""
     text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in value)
     return f"'{text}'" if text in (NONE, OTHER, "") else text
+
+
+def _exclude_each_other(view: View, wheres: Sequence[exp.Expr | None]) -> bool:
+    """Does every pair of conditions want two values of one column of text? Of text only: to a number '1' and '01' are the same."""
+    wanted: list[dict[str, str]] = []
+    for where in wheres:
+        found: dict[str, str] = {}
+        parts = [] if where is None else where.flatten() if isinstance(where, exp.And) else [where]
+        for part in (p.unnest() for p in parts):
+            if (
+                isinstance(part, exp.EQ)
+                and isinstance(part.left, exp.Column)
+                and isinstance(part.right, exp.Literal)
+                and part.right.is_string
+                and view.type_of(part.left) == "VARCHAR"
+            ):
+                found[part.left.sql("duckdb")] = part.right.name
+        wanted.append(found)
+    return all(any(a[k] != b[k] for k in a.keys() & b.keys()) for at, a in enumerate(wanted) for b in wanted[at + 1 :])
