@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from datetime import date, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,19 @@ def test_journeys_name_what_the_log_records(project: Path) -> None:
     assert user.identity is not None
     assert set(user.aliases) < set(make_company(WORLD).tables["identifies"].schema.names)
     assert user.identity.blocked == (GUEST,)
+
+
+@pytest.mark.parametrize("start", [date(2025, 9, 1), date(2025, 11, 25), date(2024, 2, 29), date(2025, 12, 31)])
+@pytest.mark.parametrize("days", [120, 365, 730])
+def test_cohorts_of_signups_are_whole_months_where_there_are_any(start: date, days: int) -> None:
+    text = demo_definitions(World(start=start, days=days), today=TODAY)["definitions/journeys.yml"]
+    starts, ends = (
+        date.fromisoformat(day)
+        for day in re.findall(r"^    (?:starts|ends): (\S+)", text.split("cohorts:")[1], re.M)[:2]
+    )
+    assert start <= starts < ends <= start + timedelta(days=0.4 * days + 1)
+    if days > 300:
+        assert starts.day == ends.day == 1
 
 
 def test_windows_of_the_definitions_are_those_of_the_truth(project: Path) -> None:

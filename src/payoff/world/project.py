@@ -93,7 +93,8 @@ cohorts:
     retention: {period: 30d, periods: 9}
     lifecycle: month
     stickiness: month
-    starts: %(start)s
+    starts: %(first_month)s
+    ends: %(last_month)s
     owner: growth@acme.example
 paths:
   to_purchase: {touchpoints: [home, search, recommendations, paid_social, email, direct], to: orders, window: 7d, top: 12, starts: %(recently)s, owner: growth@acme.example}
@@ -196,9 +197,12 @@ def demo_definitions(world: World, *, today: date, capped: bool = True) -> dict[
     def money(per_customer: float) -> int:
         return round(per_customer * world.customers)
 
+    months = _whole_months(world)
     fields: dict[str, object] = {
         "start": world.start,
         "through": world.start + timedelta(days=world.days),
+        "first_month": months[0],
+        "last_month": months[1],
         "recently": world.start + timedelta(days=world.days - 90),
         "lately": world.start + timedelta(days=world.days - 60),
         "campaign_stop": world.start + timedelta(days=MAIL_DAYS + 15),
@@ -223,6 +227,13 @@ def demo_definitions(world: World, *, today: date, capped: bool = True) -> dict[
         "definitions/email_subject.yml": _EMAIL % fields,
         "definitions/personalisation.yml": _PERSONALISATION % fields,
     }
+
+
+def _whole_months(world: World) -> tuple[date, date]:
+    """The whole months in which customers sign up after the start: from one first of the month to another."""
+    last = world.start + timedelta(days=round(0.4 * world.days))
+    first = (world.start.replace(day=1) + timedelta(days=31)).replace(day=1) if world.start.day > 1 else world.start
+    return (first, last.replace(day=1)) if first < last.replace(day=1) else (world.start, last)
 
 
 def _apart(truth: Path, other: Path) -> None:
