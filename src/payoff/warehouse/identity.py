@@ -75,9 +75,13 @@ def report(found: Identified, before: Mapping[str, int], after: Mapping[str, int
             if found.apart
             else "whoever shares one was joined (shared: apart keeps them so)"
         )
-        said.append(f"{_many(found.shared_count, 'alias', 'aliases')} belong to several {found.entity}s; {what}.")
+        said.append(
+            f"{_many(found.shared_count, 'alias belongs', 'aliases belong')} to several {found.entity}s; {what}."
+        )
     if found.blocked_count:
-        said.append(f"{_many(found.blocked_count, 'value', 'values')} that stand for nobody joined nothing.")
+        said.append(
+            f"{_many(found.blocked_count, 'value that stands', 'values that stand')} for nobody joined nothing."
+        )
     if found.too_large_count:
         name, size = found.too_large[0]
         said.append(
@@ -185,7 +189,11 @@ class _Work:
 
     def _hash(self, name: str) -> exp.Expr:
         """The number of an id: of 62 bits, so that there is room to tell aliases by one more."""
-        return fragment(f"CAST(hash({name}, $salt) % $most AS BIGINT)", salt=self.salt, most=NUMBERS)
+        salted = (
+            exp.DPipe(this=exp.Literal.string(str(self.salt)), expression=column(name)) if self.salt else column(name)
+        )
+        number = f"CASE WHEN {name} IS NOT NULL THEN CAST(hash($id) % $most AS BIGINT) END"  # NULL has a hash too
+        return fragment(number, id=salted, most=NUMBERS)
 
     def rows(self) -> Step:
         count = len(self.values)
@@ -242,11 +250,11 @@ class _Work:
         return self._step("codes", "the rows of those who are somebody", query)
 
     def shared(self) -> Step:
-        told = " UNION ".join(
+        told = " UNION ALL ".join(
             f"SELECT n0, n{k} AS n FROM {self.table}_codes WHERE n0 <> n{k}" for k in range(1, len(self.values))
         )
         query = sql(
-            f"SELECT n, count(*) AS units FROM (SELECT DISTINCT * FROM ({told}) AS t) AS told GROUP BY n HAVING count(*) > 1"
+            f"SELECT n, count(DISTINCT n0) AS units FROM ({told}) AS told GROUP BY n HAVING count(DISTINCT n0) > 1"
         )
         return self._step("shared", "aliases that several values of the id column claim", query)
 
@@ -419,7 +427,7 @@ class _Work:
             units=int(sizes["units"]),
             largest=self._top(f"SELECT canonical AS name, size AS n FROM {t}_units WHERE size <= {most:d}"),
             shared=self._top(
-                f"SELECT c.id AS name, s.units AS n FROM {t}_shared AS s JOIN {t}_names AS c ON c.n = s.n"
+                f"SELECT c.id AS name, s.units AS n FROM {t}_shared AS s JOIN {t}_names AS c ON c.n = s.n % {NUMBERS}"
             ),
             shared_count=int(self._row(f"SELECT count(*) AS n FROM {t}_shared")["n"]),
             apart=self.apart,

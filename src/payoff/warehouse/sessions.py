@@ -53,6 +53,7 @@ def step(rows: View, name: str, made: SessionsOf, entity: str, kept: Sequence[st
     firsts = [c for c in rows.own.columns if c in kept and (made.channels is None or c.lower() != "channel")]
     needed = {c.name for e in (*parts.values(), *(e for _, e in rules)) for c in e.find_all(exp.Column)}
     read = [c for c in rows.own.columns if c in firsts or c in needed]
+    rows.used.update(read)
     tie = [rows.scalar(rows.source.id)] if rows.source.id is not None else [column(c) for c in read]
     # under names of their own, so that a column of the rows may be called as it likes
     told = exp.select(

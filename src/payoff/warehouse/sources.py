@@ -613,6 +613,8 @@ class Catalog:
             self._identities_used()
         sharing = [v for v in self._views.values() if v.own.table == table]
         names = {name for view in sharing for name in view.used | view.referenced([])}
+        if made.kind == "sessions":  # what a session has of its own is always there
+            names &= self._views[self._of(made.of).of].own.columns.keys()
         for view in self._views.values():
             if view.source.sessions is not None and self._views[view.source.sessions.of] in sharing:
                 names |= view.used & self._known(table).keys()
