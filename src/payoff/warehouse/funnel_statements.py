@@ -107,7 +107,7 @@ class FunnelStatements:
                 source = self.of(f"s{k}")
                 source.columns["class"] = exp.cast(source.view.scalar(by.column), "VARCHAR")
         kinds = {s.view.type_of(s.view.unit(design.entity)) for s in self.sources.values()}
-        self.as_text = len(kinds) > 1
+        self.as_text = len(kinds) > 1 and not kinds <= {"SMALLINT", "INTEGER", "BIGINT"}
         for source in self.sources.values():
             source.keeps_first = self.declared.order == "unordered"
         self.bounds = Bounds(low=design.starts_us)
