@@ -353,7 +353,7 @@ class _Statements:
 
     @property
     def _bits(self) -> str:
-        return "UBIGINT" if len(self.edges) <= 62 else "UHUGEINT"
+        return "UINTEGER" if len(self.edges) <= 31 else "UBIGINT" if len(self.edges) <= 62 else "UHUGEINT"
 
     def active(self, facts: _Facts) -> Step:
         """Cohort, period, units active in it whose period is closed; and, without a cohort, rows before their unit's start.

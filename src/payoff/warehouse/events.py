@@ -97,9 +97,11 @@ def rows_of(
         select = select.where(fragment("$t <= $high", t=clock_us(view), high=high_us))
     if distinct and view.source.id is not None:
         first = fragment(
-            "row_number() OVER (PARTITION BY $id ORDER BY $t)", id=view.scalar(view.source.id), t=clock_us(view)
+            "$id IS NULL OR row_number() OVER (PARTITION BY $id ORDER BY $t) = 1",  # without an id no row repeats another
+            id=view.scalar(view.source.id),
+            t=clock_us(view),
         )
-        select = select.qualify(exp.EQ(this=first, expression=exp.convert(1)))
+        select = select.qualify(first)
     return Query(select)
 
 
