@@ -54,8 +54,20 @@ def _difference(
     if min(arm.n, control.n) < design.min_cell:
         return f"an arm has fewer than {design.min_cell:,} units"
     try:
-        found = difference(mean_level(arm.per_unit[model]), mean_level(control.per_unit[model]))
-        spread = Normal(found.se, found.df)
+        # where one arm met nothing personalised, its mean is nothing for certain, and the other's is the difference
+        found = [
+            (mean_level(m), sign)
+            for m, sign in ((arm.per_unit[model], 1), (control.per_unit[model], -1))
+            if m.mean[0] != 0 or m.var[0] > 0
+        ]
+        if len(found) == 2:
+            gap = difference(found[0][0], found[1][0])
+            value, spread = gap.value, Normal(gap.se, gap.df)
+        elif found:
+            level, sign = found[0]
+            value, spread = sign * level.value, Normal(level.se, level.df)
+        else:
+            return "nothing is attributed in either arm"
     except ValueError as error:
         return str(error)
     labels: dict[str, str | int] = {"conversion": credit.outcome, "window": credit.window, "touchpoint": TOTAL}
@@ -65,7 +77,7 @@ def _difference(
         estimand=ESTIMAND,
         metric=credit.outcome,
         contrast=f"{arm.arm} vs {control.arm}",
-        value=found.value,
+        value=value,
         unit=f"{design.currency}/{design.entity}" if _valued(design, credit) else f"conversions/{design.entity}",
         uncertainty=spread,
         interval_kind="confidence",
