@@ -870,7 +870,7 @@ class Project:
         wanted = planning.needs_of(design)
         involved = sorted(sources_of(wanted))
         places = planning.candidates(design, [s for s in involved if self._knows(s, design)], ask)
-        sources = list(dict.fromkeys((*(p.source for p in places), *involved)))
+        sources = self.loaded.needed_sources((*(p.source for p in places), *involved))
         with self.catalog(sources, progress) as catalog:
             self.check_sql(catalog, sources)
             found = recorded.pretend(
@@ -924,7 +924,15 @@ class Project:
 
     def doctor(self, progress: Progress | None = None) -> list[Finding]:
         """A look at every source: reachable, populated, keyed, timed, unrepeated."""
-        return examine(lambda name: self.catalog([name], progress), self.loaded.sources())
+        known = self.loaded.sources()
+
+        def opened(name: str) -> Catalog:
+            # sessions are made of other sources; any other is looked at by itself
+            return self.catalog(
+                [name] if known[name].sessions is None else self.loaded.needed_sources([name]), progress
+            )
+
+        return examine(opened, known)
 
     def _count(self, catalog: Catalog, claim: str, designs: Sequence[ExperimentDesign]) -> _Counts | Refusal:
         """The volumes and populations of a claim's amount; a refusal where the data cannot tell one."""

@@ -365,9 +365,11 @@ def test_only_the_columns_named_are_read(tmp_path: Path) -> None:
 
 def test_an_experiment_over_stitched_units(tmp_path: Path) -> None:
     """An anonymous exposure and an order under the user's id meet, by way of the CLI's own project."""
-    values = ", ".join(f"('anon-{i}', '{'a' if i % 2 else 'b'}', TIMESTAMP '2026-07-01')" for i in range(1, 401))
-    orders = ", ".join(f"('u{i}', {10 + i % 2 + i % 5}, TIMESTAMP '2026-07-02')" for i in range(1, 401))
-    pairs = ", ".join(f"('u{i}', 'anon-{i}', TIMESTAMP '2026-07-02')" for i in range(1, 401))
+    values = ", ".join(
+        f"('anon-{i}', '{'a' if i % 2 else 'b'}', TIMESTAMP '2026-07-{1 + i % 28:02}')" for i in range(1, 401)
+    )
+    orders = ", ".join(f"('u{i}', {10 + i % 2 + i % 5}, TIMESTAMP '2026-08-{2 + i % 28:02}')" for i in range(1, 401))
+    pairs = ", ".join(f"('u{i}', 'anon-{i}', TIMESTAMP '2026-08-20')" for i in range(1, 401))
     project = make_project(
         tmp_path,
         """
@@ -376,9 +378,10 @@ def test_an_experiment_over_stitched_units(tmp_path: Path) -> None:
         sources:
           ids: {table: ids, time: t}
           exposures: {table: exposures, time: t, entity: {user: who}}
-          orders: {table: orders, time: t, through: 2026-08-01}
+          orders: {table: orders, time: t, through: 2026-09-30}
+          visits: {sessions: {of: exposures, entity: user}}
         metrics:
-          revenue: {kind: sum, from: orders, column: amount, window: 7d}
+          revenue: {kind: sum, from: orders, column: amount, window: 40d}
         experiments:
           x: {assignment: {source: exposures, variant: arm, control: b}, primary: revenue, entity: user}
         """,
@@ -398,3 +401,12 @@ def test_an_experiment_over_stitched_units(tmp_path: Path) -> None:
     assert means["a"] == pytest.approx(np.mean([10 + i % 2 + i % 5 for i in odd]))
     assert means["b"] == pytest.approx(np.mean([10 + i % 2 + i % 5 for i in even]))
     assert "identity of user: map" in [step.name for step in run.plan]
+    findings = project.doctor()
+    assert {f.source for f in findings if f.check == "rows" and f.count == 400} == {
+        "ids",
+        "exposures",
+        "orders",
+        "visits",
+    }
+    assert not [f for f in findings if f.status == "fail"]
+    assert project.experiments["x"].power().metrics[0].metric == "revenue"

@@ -51,10 +51,11 @@ def examine(
     """
     moment = now or datetime.now(UTC)
     out: list[Finding] = []
-    for name, source in sources.items():
+    for name in sources:
         try:
             with open_catalog(name) as catalog:
-                out += _source(catalog, catalog.view(name), source, moment)
+                view = catalog.view(name)
+                out += _source(catalog, view, view.source, moment)
         except (PayoffError, ExpressionError) as error:
             column, count = getattr(error, "column", None), getattr(error, "count", None)
             out.append(Finding(name, column, "readable", "fail", count, None, str(error)))
@@ -64,8 +65,8 @@ def examine(
 def _source(catalog: Catalog, view: View, source: Source, now: datetime) -> list[Finding]:
     name, engine = view.name, catalog.engine
     parts: list[exp.Expr] = [exp.alias_(exp.Count(this=exp.Star()), "n")]
-    keys = {
-        e: view.unit(e)
+    keys = {  # as the rows have them: what an identity joins does not mend a source
+        e: view.own_unit(e)
         for e in [*source.entity, *((source.one_row_per,) if source.one_row_per else ())]
         if view.unit_text(e)
     }

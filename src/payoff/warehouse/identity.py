@@ -27,6 +27,9 @@ from payoff.warehouse.statements import Step
 BLOCKED = ("null", "undefined", "guest", "anonymous", "unknown", "none", "nan")
 """Values that stand for nobody, whatever their case. So do empty ones and those of nothing but zeros, dashes and blanks."""
 _FILL = " \t\r\n0-"
+_PRESENT = (
+    "CASE WHEN $v >= '!' OR trim($v, $blank) <> '' THEN $v END"  # most need no trimming: blanks come before all else
+)
 _SHOWN = 10
 NUMBERS = 2**62
 """Ids are numbered by a hash below this, and an alias that is in no row's id column by that and so much more: what aliases are seen
@@ -179,7 +182,7 @@ class _Work:
         """The rows that hold several ids: those as text (v0 is the id's, NULL where there is none), and the time."""
         names = [f"v{k}" for k in range(len(self.values))]
         told = [
-            exp.alias_(fragment("CASE WHEN trim($v, $blank) <> '' THEN $v END", v=v, blank=" \t\r\n"), name)
+            exp.alias_(fragment(_PRESENT, v=v, blank=" \t\r\n"), name)
             for v, name in zip(self.values, names, strict=True)
         ]
         us = self.time if self.time is not None else exp.cast(exp.null(), "BIGINT")
@@ -524,6 +527,6 @@ def _nobody(declared: Identity) -> exp.Expr:
     """Does an id (the column ``id``) stand for nobody?"""
     words = [exp.Literal.string(word) for word in BLOCKED]
     own = [exp.Literal.string(value) for value in declared.blocked]
-    condition: exp.Expr = fragment("trim(id, $fill) = ''", fill=_FILL)
+    condition: exp.Expr = fragment("id < '1' AND trim(id, $fill) = ''", fill=_FILL)
     condition = exp.or_(condition, exp.In(this=fragment("lower(trim(id))"), expressions=words))
     return exp.or_(condition, exp.In(this=column("id"), expressions=own)) if own else condition
