@@ -20,6 +20,7 @@ from payoff.result import Refusal, Result
 from payoff.stats.proportion import poisson_count
 from payoff.warehouse import cohorts
 from payoff.warehouse.cohorts import CohortCounts, CohortsData
+from tests.builders import make_project
 from tests.warehouse.test_cohorts import DAY, catalog_over, design_of, tables, us
 
 MONDAY = us(datetime(2026, 3, 2, tzinfo=UTC))
@@ -438,3 +439,35 @@ def test_too_many_cells_are_refused() -> None:
     out = CohortMethod().answer(design_of({"start": "signups", "activity": "visits"}), data, RNG)
     assert isinstance(out, Refusal)
     assert "every: month" in out.remedy
+
+
+def test_a_project_runs_it_and_spending_needs_no_unit(tmp_path: Path) -> None:
+    project = make_project(
+        tmp_path,
+        """
+        entities: {user: {id: who}}
+        sources:
+          signups: {table: signups, time: t}
+          orders: {table: orders, time: t, id: id}
+          ads: {table: ads, time: t}
+        cohorts:
+          won:
+            start: signups
+            revenue: {event: orders, value: amount}
+            cost: {source: ads, column: spend}
+            retention: {period: 7d, periods: 4}
+            owner: growth
+        """,
+        """
+        CREATE TABLE signups AS SELECT 'u' || i AS who, TIMESTAMP '2026-03-02' + to_hours(i) AS t FROM range(300) AS r(i);
+        CREATE TABLE orders AS SELECT 'u' || (i * 7 % 300) AS who, TIMESTAMP '2026-03-02' + to_hours((i * 13 % 1200)::INT) AS t,
+            (i * 31 % 1000) / 10 AS amount, i::VARCHAR AS id FROM range(2000) AS r(i);
+        CREATE TABLE ads AS SELECT DATE '2026-03-02' + i::INTEGER AS t, 250.0 AS spend FROM range(14) AS r(i);
+        """,
+    )
+    (found,) = project.run(["cohorts.won"], record=False).results
+    assert (found.name, found.method, found.owner) == ("cohorts.won", "cohort", "growth")
+    assert cells(found, "CAC", "2026-03-02")[None].value == pytest.approx(7 * 250 / 168)
+    assert next(c for c in found.checks if c.name == "zone").status == "warn"
+    assert found.provenance.as_of
+    assert {s.name for s in project.plan(["cohorts.won"])} == {name for name, _ in found.provenance.sql}
