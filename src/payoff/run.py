@@ -44,6 +44,7 @@ from payoff.spec.nouns import (
     Journey,
     LedgerConnection,
     Outcome,
+    Spend,
     SumMetric,
     format_duration,
 )
@@ -638,7 +639,10 @@ class Project:
         """The sources that use the id of the entity at ``path``, because they do not map that entity themselves."""
         entity = str(path[1])
         known = self.loaded.sources()
-        own = [s for s in sources if known[s].sessions is None]  # sessions know their unit
+        spec = self.loaded.spec
+        costs = [*(c.cost for c in spec.cohorts.values()), *(t.cost for t in spec.touchpoints.values())]
+        spending = {cost.source for cost in costs if isinstance(cost, Spend)}  # money spent is nobody's
+        own = [s for s in sources if known[s].sessions is None and s not in spending]  # sessions know their unit
         return [s for s in own if entity not in known[s].entity and self.loaded.declares(known[s], entity)]
 
     def _problem(self, steps: loader.Steps, error: ExpressionError) -> Problem:
