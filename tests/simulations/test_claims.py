@@ -15,7 +15,7 @@ TODAY = date(2026, 11, 22)
 WORLDS = 1_000
 
 
-CLOSER = ("segments:", "over_time:", "cumulative:", "cannibalisation:")
+CLOSER = ("segments:", "over_time:", "cumulative:", "cannibalisation:", "compare:")
 
 
 def without_closer_looks(project: Path) -> None:
