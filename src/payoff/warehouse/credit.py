@@ -41,7 +41,7 @@ POSITIONS = 10
 _MOVES = 2_000_000
 """Rows of moves that may return: where there are more states, fewer groups tell units apart."""
 _EXACT = 1e-9
-_TABLES = ("raw", "exposed", "units", "conversions", "touches", "heavy", "ranks", "pairs")
+_TABLES = ("raw", "exposed", "units", "conversions", "touches", "heavy", "ranks", "reach", "pairs")
 
 IntArray = NDArray[np.int64]
 
@@ -254,7 +254,7 @@ class _Kernel:
             self._keep("heavy", self._heavy())
             heavy, capped = self._cap()
             self._keep("pairs", self._pairs(heavy))
-            for name in ("units", "touches", "ranks"):
+            for name in ("units", "touches", "ranks", "reach"):
                 self.catalog.engine.drop(f"credit_{name}")
             credits = tuple(self._credits(totals))
         return CreditData(
@@ -499,7 +499,7 @@ class _Kernel:
         )
 
     def _cap(self) -> tuple[bool, Capped]:
-        """Ranks the touches of heavy units, and counts what they lose."""
+        """Are there heavy units? Their touches are ranked, and what each conversion loses is counted."""
         count = self.catalog.engine.row(
             sql("SELECT count(*) AS n FROM credit_heavy"), "count units with too many pairs"
         )
@@ -512,16 +512,13 @@ class _Kernel:
             """
         )
         self._keep("ranks", self._step("rank the touches of units with too many pairs", "by time", ranked))
+        self._keep("reach", self._step("what their conversions reach", "touches by rank", self._reach()))
         lost = sql(
             """
             SELECT count(DISTINCT uid) FILTER (WHERE lost > 0) AS units, coalesce(sum(lost), 0) AS touches,
                    count(*) FILTER (WHERE lost > 0) AS conversions
-            FROM (
-              SELECT c.uid, greatest(c.p - coalesce(w.r, 0) - c.keep, 0) AS lost
-              FROM reach AS c ASOF LEFT JOIN latest AS w ON w.uid = c.uid AND c.opens >= w.us
-            )
-            """,
-            reach=self._reach(),
+            FROM (SELECT uid, greatest(latest - before - keep, 0) AS lost FROM credit_reach)
+            """
         )
         step = self._step("what the cap drops", "touches within the window that are not kept", lost)
         self.steps.append(step)
@@ -529,17 +526,35 @@ class _Kernel:
         return True, Capped(int(found["units"]), int(found["touches"]), int(found["conversions"]))
 
     def _reach(self) -> Query:
-        """Heavy units' conversions with ``p``, the rank of their latest touch; beside it ``latest``, the rank at each time."""
+        """Heavy units' conversions with the ranks of their latest touch and of the latest one before the window: running counts over
+        touches, conversions and the times at which windows open, in one sort."""
         return sql(
             """
-            SELECT c.*, c.us - $window AS opens, l.r AS p
-            FROM (
-              SELECT c.*, h.keep FROM credit_conversions AS c JOIN credit_heavy AS h ON h.uid = c.uid
-            ) AS c
-            ASOF JOIN latest AS l ON l.uid = c.uid AND c.us >= l.us
+            SELECT c.*, h.keep, m.latest, m.before
+            FROM credit_conversions AS c
+            JOIN credit_heavy AS h ON h.uid = c.uid
+            JOIN (
+              SELECT cid, max(r) FILTER (WHERE kind = 1) AS latest, max(r) FILTER (WHERE kind = 2) AS before
+              FROM (
+                SELECT cid, kind, count(*) FILTER (WHERE kind = 0) OVER (
+                  PARTITION BY uid ORDER BY us, kind ROWS BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW
+                ) AS r
+                FROM marks
+              )
+              WHERE kind > 0 GROUP BY cid
+            ) AS m ON m.cid = c.cid
             """,
-            window=self.longest,
-            latest=sql("SELECT uid, us, max(r) AS r FROM credit_ranks GROUP BY uid, us"),
+            marks=sql(
+                """
+                SELECT uid, us, 0 AS cid, 0 AS kind FROM credit_ranks
+                UNION ALL
+                SELECT c.uid, c.us, c.cid, 1 AS kind FROM credit_conversions AS c JOIN credit_heavy AS h ON h.uid = c.uid
+                UNION ALL
+                SELECT c.uid, c.us - $window AS us, c.cid, 2 AS kind
+                FROM credit_conversions AS c JOIN credit_heavy AS h ON h.uid = c.uid
+                """,
+                window=self.longest,
+            ),
         )
 
     def _pairs(self, heavy: bool) -> Step:
@@ -558,11 +573,12 @@ class _Kernel:
             newest = sql(
                 """
                 SELECT c.cid, c.uid, c.cell, c.worth, c.us - t.us AS age, t.code, t.personalised
-                FROM (SELECT *, p // keep - unnest([0, 1]) AS bucket FROM reach) AS c
+                FROM (
+                  SELECT *, greatest(before, latest - keep) AS beyond, latest // keep - unnest([0, 1]) AS bucket FROM credit_reach
+                ) AS c
                 JOIN credit_ranks AS t ON t.uid = c.uid AND t.r // t.keep = c.bucket
-                WHERE t.r <= c.p AND t.r > c.p - c.keep AND t.us > c.opens
-                """,
-                reach=self._reach(),
+                WHERE t.r <= c.latest AND t.r > c.beyond
+                """
             )
             query = sql("SELECT * FROM light UNION ALL SELECT * FROM newest", light=light, newest=newest)
         return self._step("pairs of touch and conversion", "every touch in the window of a conversion", query)
