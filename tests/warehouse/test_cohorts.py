@@ -273,7 +273,8 @@ def test_it_equals_a_slow_and_obvious_count(tmp_path: Path, seed: int) -> None:
     with catalog_over(tmp_path, tables(signups=signups, visits=visits, orders=orders), zone, **extra) as catalog:
         data = cohorts.read(catalog, design)
         planned = cohorts.plan(catalog, design)
-    assert [s.name for s in planned] == [s.name for s in data.steps] or not data.cohorts
+        told = [s.name for s in data.steps if not s.name.startswith("faults of")]  # run where the first look saw some
+        assert [s.name for s in planned] == told or not data.cohorts
     if not any(Slow.valid(("somebody", r[1])) for r in (*signups, *visits, *orders)):
         assert data.as_of_us is None
         return
@@ -307,7 +308,7 @@ def test_a_plan_reads_no_rows_and_says_what_only_data_tells(tmp_path: Path) -> N
     text = "\n".join(s.sql for s in steps)
     assert "$as_of_us" in text
     assert "$local_offset_us" in text
-    assert all(s.serves == ("cohorts.c",) for s in steps if not s.name.startswith("profile"))
+    assert {s.serves for s in steps} <= {(), ("cohorts.c",)}
 
 
 def test_dates_and_ids_of_other_types(tmp_path: Path) -> None:
