@@ -30,7 +30,7 @@ _FILL = " \t\r\n0-"
 _PRESENT = (
     "CASE WHEN $v >= '!' OR trim($v, $blank) <> '' THEN $v END"  # most need no trimming: blanks come before all else
 )
-_SHOWN = 10
+_SHOWN, _NAMED = 10, 200
 NUMBERS = 2**62
 """Ids are numbered by a hash below this, and an alias that is in no row's id column by that and so much more: what aliases are seen
 with in the id column is then smaller. Should two ids get one number, all are numbered anew."""
@@ -40,9 +40,9 @@ with in the id column is then smaller. Should two ids get one number, all are nu
 class Identified:
     """What an identity did. ``ids`` of ``units`` are joined to another by ``pairs``; the map is in the temporary table ``table``.
 
-    ``largest`` (unit, its ids), ``shared`` (alias, how many values of the id column claim it), ``blocked`` (value, the rows of several
-    ids that it stood in; equal rows count once) and ``too_large`` (component, its ids) are the ten largest of each, and the counts beside
-    them are of all. ``both`` values stand in the id column and in one of aliases. ``untimed``: rows that hold several ids and no
+    ``largest`` (unit, its ids) and ``shared`` (alias, how many values of the id column claim it) are the ten largest; ``blocked``
+    (value, the rows of several ids that it stood in; equal rows count once) and ``too_large`` (component, its ids) the 200 largest. The
+    counts beside them are of all. ``both`` values stand in the id column and in one of aliases. ``untimed``: rows that hold several ids and no
     time, which join nothing where a ``lookback`` is declared.
     """
 
@@ -382,8 +382,8 @@ class _Work:
     def _row(self, text: str, **parts: Any) -> dict[str, Any]:
         return self.catalog.engine.row(sql(text, **parts), f"identity of {self.entity}", self.view.name)
 
-    def _top(self, text: str) -> tuple[tuple[str, int], ...]:
-        query = sql(f"SELECT name, n FROM ({text}) AS named ORDER BY n DESC, name LIMIT {_SHOWN}")
+    def _top(self, text: str, most: int = _SHOWN) -> tuple[tuple[str, int], ...]:
+        query = sql(f"SELECT name, n FROM ({text}) AS named ORDER BY n DESC, name LIMIT {most:d}")
         found = self.catalog.engine.fetch(query, f"identity of {self.entity}", self.view.name).to_pylist()
         return tuple((str(row["name"]), int(row["n"])) for row in found)
 
@@ -438,10 +438,11 @@ class _Work:
                 f"""
                 SELECT c.id AS name, count(*) AS n FROM ({columns}) AS r JOIN {t}_names AS c ON c.n = r.n
                 WHERE c.blocked GROUP BY c.id
-                """
+                """,
+                _NAMED,
             ),
             blocked_count=int(blocked),
-            too_large=self._top(f"SELECT canonical AS name, size AS n FROM {t}_units WHERE size > {most:d}"),
+            too_large=self._top(f"SELECT canonical AS name, size AS n FROM {t}_units WHERE size > {most:d}", _NAMED),
             too_large_count=int(sizes["too_large"]),
             too_large_ids=int(sizes["too_large_ids"]),
             both=int(self._row(f"SELECT count(*) AS n FROM {t}_names WHERE own AND alias AND NOT blocked")["n"]),
