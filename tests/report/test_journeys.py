@@ -401,6 +401,12 @@ def test_stitching_is_told_before_and_after() -> None:
     assert rows["Blocked values"][2].text.startswith("guest: 4,120 pairs")
 
 
+def test_what_an_earlier_section_shows_is_folded_away_in_later_ones() -> None:
+    parts = [s.parts[-1] for s in build(runs.journeys()).sections[:2]]
+    assert [grid.folded for grid in parts[0].grids] == ["", ""]
+    assert all(grid.folded.startswith("As above: ") for grid in parts[1].grids)
+
+
 # ---------------------------------------------------------------- renderers
 
 

@@ -60,7 +60,7 @@ DARK: Mapping[str, str] = {
 
 _FIGURES = (
     "Difference", "Relative", "Level", "Adjusted", "Not adjusted", "Pooled", "Lift", "Over everyone", "As it is", "With the cap",
-    "As measured", "Shrunk", "Share that triggered",
+    "As measured", "Shrunk", "Share that triggered", "Attributed",
 )  # fmt: skip
 _COLUMNS = {
     **dict.fromkeys(("Units", "Statistic", "Expires", "Outcome", "How many", "Step", "Data to"), "short"),

@@ -320,7 +320,8 @@ def _arm_parts(arms: Sequence[Node]) -> Iterator[Part]:
     for e in arms:
         quantity = read_quantity(e, formats.unit(e.text("unit", "")), change=True)
         about = [formats.capital(model_label(e.name("model")))] if e.has("model") else ["All, attributed or not"]
-        about += [label(e.name("touchpoint"))] if e.has("touchpoint") and e.name("touchpoint") != TOTAL else []
+        point = e.name("touchpoint") if e.has("touchpoint") else TOTAL
+        about += ["personalised touches" if point == "(personalised)" else label(point)] if point != TOTAL else []
         scope = [isolate(e.name(key)) for key in ("conversion", "window") if e.has(key)]
         n = "; ".join(f"{isolate(formats.clean(str(a)))} {formats.count(int(c))}" for a, c in e.node("n").data.items())
         rows.append(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from payoff import formats
@@ -22,6 +22,7 @@ from payoff.report.figures.experiment import (
     read_section,
     worst_guardrail,
 )
+from payoff.report.figures.grids import Grid
 from payoff.report.figures.programme import Total
 from payoff.report.figures.reading import (
     STATES,
@@ -309,6 +310,22 @@ def _select(run: Node, show: Sequence[str]) -> tuple[list[Node], list[Node], lis
     return keep_claims, [r for r in results if full_name(r.text("name")) in keep_names], keep_refusals
 
 
+def _once(sections: Sequence[Section]) -> tuple[Section, ...]:
+    """A table that an earlier section shows already (what identity did to the same ids) is folded away in later ones."""
+    seen: set[Grid] = set()
+    out = []
+    for section in sections:
+        parts = []
+        for part in section.parts:
+            grids = tuple(
+                replace(g, folded=f"As above: {uncapital(g.caption)}") if g in seen else g for g in part.grids
+            )
+            seen.update(g for g in part.grids if not g.folded)
+            parts.append(replace(part, grids=grids))
+        out.append(replace(section, parts=tuple(parts)))
+    return tuple(out)
+
+
 def _headed(section: Section) -> str:
     """The finding; of a journey that says much, its first sentence."""
     if section.journey is None or len(section.finding) <= 240:
@@ -329,7 +346,7 @@ def build(run: Mapping[str, Any], report: str | None = None) -> Figures:
     else:
         claim_nodes, result_nodes, refusal_nodes = _select(node, show)
     library: list[SqlText] = []
-    sections = tuple(read_section(r, i, node, library) for i, r in enumerate(result_nodes))
+    sections = _once([read_section(r, i, node, library) for i, r in enumerate(result_nodes)])
     by_name = {full_name(s.name): s for s in sections}
     claims = tuple(read_claim(c, i, node, by_name) for i, c in enumerate(claim_nodes))
     within = {(line.name, line.reason) for section in sections for line in section.refusals}
