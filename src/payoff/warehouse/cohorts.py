@@ -25,7 +25,7 @@ from payoff.spec.journeys import JourneyDesign
 from payoff.spec.nouns import Cohort, Event, Spend
 from payoff.warehouse.events import EventProfile, clock_us, outcome_columns, profile, profile_step, rows_of
 from payoff.warehouse.query import Query, fragment, sql
-from payoff.warehouse.sources import Catalog, to_us
+from payoff.warehouse.sources import Catalog, as_id, to_us
 from payoff.warehouse.statements import Step
 from payoff.warehouse.units import placeholder
 
@@ -260,9 +260,8 @@ class _Statements:
             return rows
         view = self.catalog.view(event.source)
         unit: exp.Expr = exp.column("unit")
-        if self._cast == "VARCHAR" and view.type_of(view.unit(d.entity)).startswith(("FLOAT", "DOUBLE", "DECIMAL")):
-            # whole numbers stored as fractions: 7.0 is the unit '7'
-            unit = fragment("coalesce(TRY_CAST(CASE WHEN unit = floor(unit) THEN unit END AS HUGEINT), unit)")
+        if self._cast == "VARCHAR":
+            unit = as_id(unit, view.type_of(view.unit(d.entity)))
         names = [exp.column(name, quoted=True) for name in columns or {}]
         return sql(
             "SELECT $unit AS unit, us, $names FROM raw" if names else "SELECT $unit AS unit, us FROM raw",
@@ -623,8 +622,8 @@ def read(catalog: Catalog, design: JourneyDesign) -> CohortsData:
     declared = statements.declared
     profiles: dict[str, EventProfile] = {}
     for event, ids in _to_profile(statements):
-        found, step = profile(catalog, event, design.entity, design.now_us, ids=ids)
-        run.steps.append(step)
+        found, steps = profile(catalog, event, design.entity, design.now_us, ids=ids)
+        run.steps += steps
         profiles[event.source if event.source not in profiles else f"{event.source} where {event.where}"] = found
     as_of = _as_of(catalog, statements, profiles, design.now_us)
     left_out: dict[str, int] = {}

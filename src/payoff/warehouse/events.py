@@ -13,7 +13,7 @@ from sqlglot import exp
 from payoff.errors import DataError
 from payoff.spec.nouns import Event, Outcome
 from payoff.warehouse.query import Query, fragment, sql
-from payoff.warehouse.sources import Catalog, View, to_us
+from payoff.warehouse.sources import Catalog, View, as_id, to_us
 from payoff.warehouse.statements import Step
 
 AHEAD_US = 86_400_000_000
@@ -106,48 +106,82 @@ def rows_of(
 
 
 def profile_step(catalog: Catalog, event: Event, entity: str, now_us: int, *, ids: bool = False) -> Step:
-    """The statement that counts what enters and what does not, in one pass over the unit and the time."""
+    """The statement that counts rows, those with a unit and a time, and their span: columns as stored, in one pass."""
     view = catalog.view(event.source)
-    t, unit = clock_us(view), view.unit(entity)
-    base = view.rows()
-    if event.where is not None:
-        base = base.where(view.condition(event.where))
-    repeated = (
-        fragment("count($id) - count(DISTINCT $id)", id=view.scalar(view.source.id))
-        if ids and view.source.id is not None
-        else exp.null()
+    clock_us(view)
+    assert view.clock is not None
+    # a naive time in a zone that turns its clock back is not in the order of its instants
+    t = view.clock.raw if view.clock.zone == "UTC" or view.clock.kind == "TIMESTAMP WITH TIME ZONE" else view.clock.us
+    low, high = fragment("min($t)", t=t), fragment("max($t)", t=t)
+    if t is view.clock.raw:
+        low, high = view.clock.us_of(low), view.clock.us_of(high)
+    query = sql(
+        """
+        SELECT count(*) AS n, count($u) AS units, count($t) AS times, $low AS first_us, $high AS last_us, $repeated AS repeated
+        FROM base
+        """,
+        u=view.own_unit(entity),
+        t=t,
+        low=low,
+        high=high,
+        repeated=_repeated(view, ids),
+        base=_base(view, event),
     )
+    return Step(f"look at {event.source}", "rows, units, times", event.source, _columns(view, event, entity), (), query)
+
+
+def _faults_step(catalog: Catalog, event: Event, entity: str, now_us: int, *, ids: bool = False) -> Step:
+    """The statement that counts what does not enter, by reason; run where the first look saw that something does not."""
+    view = catalog.view(event.source)
     query = sql(
         """
         SELECT count(*) AS n, count(*) FILTER (WHERE $u IS NULL) AS without_unit,
-               count(*) FILTER (WHERE $t IS NULL) AS without_time,
-               count(*) FILTER (WHERE $t < 0) AS before_1970, count(*) FILTER (WHERE $t > $most) AS ahead,
-               min($t) FILTER (WHERE $inside) AS first_us, max($t) FILTER (WHERE $inside) AS last_us,
-               $repeated AS repeated
+               count(*) FILTER (WHERE $u IS NOT NULL AND $t IS NULL) AS without_time,
+               count(*) FILTER (WHERE $u IS NOT NULL AND $t < 0) AS before_1970,
+               count(*) FILTER (WHERE $u IS NOT NULL AND $t > $most) AS ahead,
+               min($t) FILTER (WHERE $inside) AS first_us, max($t) FILTER (WHERE $inside) AS last_us, $repeated AS repeated
         FROM base
         """,
-        u=unit,
-        t=t,
+        u=view.own_unit(entity),
+        t=clock_us(view),
         most=now_us + AHEAD_US,
         inside=_window_of_time(view, now_us),
-        repeated=repeated,
-        base=Query(base),
+        repeated=_repeated(view, ids),
+        base=_base(view, event),
     )
-    texts = [event.where] if event.where is not None else []
+    columns = _columns(view, event, entity)
+    return Step(f"faults of {event.source}", "rows that do not enter, by reason", event.source, columns, (), query)
+
+
+def _base(view: View, event: Event) -> Query:
+    return Query(view.rows() if event.where is None else view.rows().where(view.condition(event.where)))
+
+
+def _repeated(view: View, ids: bool) -> exp.Expr:
+    if not ids or view.source.id is None:
+        return exp.null()
+    return fragment("count($id) - count(DISTINCT $id)", id=view.scalar(view.source.id))
+
+
+def _columns(view: View, event: Event, entity: str) -> tuple[str, ...]:
     own = view.unit_text(entity)
-    columns = tuple(sorted(view.referenced([*texts, *([own] if own is not None else [])])))
-    return Step(
-        f"profile {event.source}", "Count rows that enter and rows that do not", event.source, columns, (), query
-    )
+    texts = [text for text in (event.where, own) if text is not None]
+    return tuple(sorted(view.referenced(texts)))
 
 
 def profile(
     catalog: Catalog, event: Event, entity: str, now_us: int, *, ids: bool = False
-) -> tuple[EventProfile, Step]:
-    """Run ``profile_step``. ``ids`` looks for repeated ids too, which costs a pass of its own over them."""
-    view, step = catalog.view(event.source), profile_step(catalog, event, entity, now_us, ids=ids)
-    found = catalog.engine.row(step.query, step.name, view.name)
-    lost = {k: int(found[k]) for k in ("without_unit", "without_time", "before_1970", "ahead")}
+) -> tuple[EventProfile, list[Step]]:
+    """What enters of an event and what does not, and the statements that it took. ``ids`` looks for repeated ids too."""
+    view, steps = catalog.view(event.source), [profile_step(catalog, event, entity, now_us, ids=ids)]
+    found = catalog.engine.row(steps[0].query, steps[0].name, view.name)
+    lost = dict.fromkeys(("without_unit", "without_time", "before_1970", "ahead"), 0)
+    n, first, last = int(found["n"]), found["first_us"], found["last_us"]
+    whole = n == int(found["units"]) == int(found["times"])
+    if not (whole and (first is None or (first >= 0 and last <= now_us + AHEAD_US))):
+        steps.append(_faults_step(catalog, event, entity, now_us, ids=ids))
+        found = catalog.engine.row(steps[-1].query, steps[-1].name, view.name)
+        lost = {k: int(found[k]) for k in lost}
     first, last = (None if found[k] is None else int(found[k]) for k in ("first_us", "last_us"))
     through = last
     if view.clock is not None and view.source.through is not None:
@@ -155,7 +189,7 @@ def profile(
     return (
         EventProfile(
             source=view.name,
-            rows=max(int(found["n"]) - sum(lost.values()), 0),
+            rows=n - sum(lost.values()),
             first_us=first,
             last_us=last,
             through_us=through,
@@ -163,7 +197,7 @@ def profile(
             repeated=None if found["repeated"] is None else int(found["repeated"]),
             **lost,
         ),
-        step,
+        steps,
     )
 
 
@@ -216,7 +250,8 @@ def before_and_after(
 
 def _marked(catalog: Catalog, event: Event, entity: str, now_us: int, ends: bool) -> Query:
     """The units and ids of an event, each pair once.."""
-    own = {"own": catalog.view(event.source).own_unit(entity)}
+    view = catalog.view(event.source)
+    own = {"own": view.own_unit(entity)}
     rows = rows_of(catalog, event, entity, now_us, own).tree.subquery("entering")
-    unit = exp.alias_(exp.cast(exp.column("unit"), "VARCHAR"), "unit", quoted=False)
+    unit = exp.alias_(as_id(exp.column("unit"), view.type_of(view.unit(entity))), "unit", quoted=False)
     return Query(exp.select(unit, "own", exp.alias_(exp.convert(ends), "ends", quoted=False)).distinct().from_(rows))

@@ -232,14 +232,14 @@ class _Reader:
         profiles: dict[str, EventProfile] = {}
         left_out: dict[str, int] = {}
         for source in self._funnel.sources.values():
-            found, step = profile(
+            found, steps = profile(
                 self._funnel.catalog,
                 source.event(source.events),
                 self._funnel.design.entity,
                 self._funnel.design.now_us,
                 ids=source.view.source.id is not None,
             )
-            self._steps.append(step)
+            self._steps += steps
             profiles[found.source] = found
             left_out |= found.left_out()
             source.repeated = found.repeated or 0
