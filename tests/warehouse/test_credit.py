@@ -20,7 +20,7 @@ from payoff.stats import markov
 from payoff.stats.credit import rule_weights
 from payoff.stats.shapley import ordered_shapley
 from payoff.warehouse import credit
-from payoff.warehouse.credit import CreditData
+from payoff.warehouse.credited import POSITIONS, Capped, CreditData
 from payoff.warehouse.sources import Catalog
 
 HOUR, DAY = 3_600_000_000, 86_400_000_000
@@ -357,11 +357,11 @@ def test_positions_are_the_ordered_shapley_values(tmp_path: Path, seed: int) -> 
     walked = [(p, a) for p, a in found if p]
     assert walked
     expected = ordered_shapley([p for p, _ in walked], [a for _, a in walked], 3)
-    expected = np.column_stack([expected, np.zeros((3, max(credit.POSITIONS - expected.shape[1], 0)))])
-    tail = expected[:, credit.POSITIONS - 1 :].sum(axis=1)
+    expected = np.column_stack([expected, np.zeros((3, max(POSITIONS - expected.shape[1], 0)))])
+    tail = expected[:, POSITIONS - 1 :].sum(axis=1)
     positions = data.credits[0].positions
     assert positions is not None
-    assert positions[1].sum(axis=0)[:, :-1] == pytest.approx(expected[:, : credit.POSITIONS - 1], abs=1e-9)
+    assert positions[1].sum(axis=0)[:, :-1] == pytest.approx(expected[:, : POSITIONS - 1], abs=1e-9)
     assert positions[1].sum(axis=0)[:, -1] == pytest.approx(tail, abs=1e-9)
 
 
@@ -457,11 +457,11 @@ def test_a_unit_with_too_many_pairs_keeps_the_newest_of_each_conversion(tmp_path
         for _, code, _ in path:
             worth[code] += amount / len(path)
     assert hit > 0
-    assert data.capped == credit.Capped(1, dropped, hit)
+    assert data.capped == Capped(1, dropped, hit)
     assert data.left_out == {"touches beyond the newest of each conversion, of units with more than 300 pairs": dropped}
     assert data.credits[0].worth["linear"].sum(axis=0) == pytest.approx(worth)
     free = shop.read(tmp_path / "free", {"models": ["last"]})
-    assert free.capped == credit.Capped()
+    assert free.capped == Capped()
     assert data.credits[0].worth["last"] == pytest.approx(free.credits[0].worth["last"])
 
 
@@ -478,7 +478,7 @@ def test_twenty_bots_do_not_multiply_the_pairs(tmp_path: Path) -> None:
     with Catalog(sources, {"user": Entity(id="u")}, connection, tmp_path, "UTC") as catalog:
         data = credit.read(catalog, shop.design({"models": ["linear", "first"], "max_pairs": 1000}))
     # 1000 // 2000 is none, and each conversion keeps one: all but the first of each bot lose some
-    assert data.capped == credit.Capped(20, 20 * sum(range(2000)), 20 * 1999)
+    assert data.capped == Capped(20, 20 * sum(range(2000)), 20 * 1999)
     assert data.credits[0].counts["linear"].sum() == pytest.approx(40_001)
 
 

@@ -15,7 +15,7 @@ from payoff.result import Assumption, Closer, Refusal, Result
 from payoff.spec.journeys import JourneyDesign
 from payoff.spec.nouns import Attribution
 from payoff.stats.credit import Bootstrap
-from payoff.warehouse.credit import GROUPS, CreditData
+from payoff.warehouse.credited import GROUPS, CreditData
 
 
 class AttributionMethod:

@@ -14,7 +14,7 @@ from payoff.spec.nouns import Spend
 from payoff.stats import markov
 from payoff.stats.credit import Bootstrap, Cells, widened
 from payoff.stats.proportion import poisson_count
-from payoff.warehouse.credit import Credit, CreditData, Moves, Total
+from payoff.warehouse.credited import Credit, CreditData, Moves, Total
 
 B = 1000
 """Replicates of the bootstrap."""

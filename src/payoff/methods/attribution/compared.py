@@ -8,7 +8,7 @@ from payoff.result import Refusal
 from payoff.spec.journeys import JourneyDesign
 from payoff.spec.nouns import Attribution
 from payoff.stats.compare import difference, mean_level
-from payoff.warehouse.credit import ArmCredit, Credit, CreditData
+from payoff.warehouse.credited import ArmCredit, Credit, CreditData
 
 ESTIMAND = "difference in attributed value per unit"
 PERSONALISED = "(personalised)"

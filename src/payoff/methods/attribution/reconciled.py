@@ -19,7 +19,7 @@ from payoff.spec.journeys import JourneyDesign
 from payoff.spec.nouns import Attribution
 from payoff.stats import reconcile as stats
 from payoff.stats.credit import Bootstrap
-from payoff.warehouse.credit import ArmCredit, Credit, CreditData
+from payoff.warehouse.credited import ArmCredit, Credit, CreditData
 
 _MEANS = "difference in means"
 _WITHOUT = {

@@ -11,7 +11,7 @@ from payoff.spec.journeys import JourneyDesign
 from payoff.spec.nouns import Attribution
 from payoff.stats import credit as stats
 from payoff.stats.credit import Cells
-from payoff.warehouse.credit import CreditData
+from payoff.warehouse.credited import CreditData
 from payoff.warehouse.events import EventProfile
 
 CHECKS = (
