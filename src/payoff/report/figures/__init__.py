@@ -13,6 +13,7 @@ from payoff.report.figures.attribution import (
     ReconciliationFigures,
 )
 from payoff.report.figures.claims import BridgeStep, ClaimFigures, CompareLine, Input, Swing
+from payoff.report.figures.cohorts import TOGETHER, CohortCell, CohortFigures, CohortLine, StateBar
 from payoff.report.figures.experiment import (
     ROLES,
     ArmLevel,
@@ -24,15 +25,10 @@ from payoff.report.figures.experiment import (
 )
 from payoff.report.figures.grids import Cell, Grid, Part
 from payoff.report.figures.journeys import (
-    TOGETHER,
-    CohortCell,
-    CohortFigures,
-    CohortLine,
     Edge,
     FunnelFigures,
     PathFigures,
     PathRow,
-    StateBar,
     StepLine,
     stop_name,
 )

@@ -9,12 +9,11 @@ from typing import TypedDict
 from payoff import formats
 from payoff.formats import Unit, clean, human, isolate
 from payoff.report.figures.attribution import AttributionFigures, read_attribution, stitching_parts
+from payoff.report.figures.cohorts import CohortFigures, read_cohort
 from payoff.report.figures.grids import Part
 from payoff.report.figures.journeys import (
-    CohortFigures,
     FunnelFigures,
     PathFigures,
-    read_cohort,
     read_funnel,
     read_paths,
 )
