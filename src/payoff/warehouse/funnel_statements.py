@@ -14,7 +14,7 @@ from payoff.spec.journeys import JourneyDesign
 from payoff.spec.nouns import Event, Funnel
 from payoff.warehouse.events import AHEAD_US, clock_us, profile_step, rows_of
 from payoff.warehouse.query import Query, conjunction, fragment, parsed, sql
-from payoff.warehouse.sources import Catalog, View
+from payoff.warehouse.sources import Catalog, View, as_id
 from payoff.warehouse.statements import Step
 
 MOST_CLASSES = 30
@@ -131,8 +131,8 @@ class FunnelStatements:
             return None
         clock_us(view)
         theirs, ours = view.scalar(link), before.view.scalar(key)
-        if view.type_of(theirs) != before.view.type_of(ours):
-            theirs, ours = exp.cast(theirs, "VARCHAR"), exp.cast(ours, "VARCHAR")
+        if (linking := view.type_of(theirs)) != (linked := before.view.type_of(ours)):
+            theirs, ours = as_id(theirs, linking), as_id(ours, linked)
         before.columns["id"] = ours
         return view, event, theirs, ours
 
@@ -166,7 +166,9 @@ class FunnelStatements:
                 columns["wanted"] = source.view.condition(w)
         inner = self._entering(source, source.event(everything), columns)
         kept = [*(flags if len(flags) > 1 else ()), *source.columns]
-        unit = fragment("CAST(unit AS VARCHAR)") if self.as_text else fragment("unit")
+        unit = fragment("unit")
+        if self.as_text:
+            unit = as_id(unit, source.view.type_of(source.view.unit(self.design.entity)))
         out = [exp.alias_(unit, "unit"), fragment("us"), *(exp.column(name, quoted=True) for name in kept)]
         if source.repeated:
             once = fragment("same IS NULL OR row_number() OVER (PARTITION BY same ORDER BY us, unit) = 1")

@@ -17,7 +17,7 @@ from payoff.spec.journeys import JourneyDesign
 from payoff.spec.nouns import Outcome, Touchpoint
 from payoff.warehouse.events import AHEAD_US, EventProfile, clock_us
 from payoff.warehouse.query import Query, column, conjunction, fragment, sql
-from payoff.warehouse.sources import Catalog, View, to_us
+from payoff.warehouse.sources import Catalog, View, as_id, to_us
 from payoff.warehouse.statements import Step
 
 MOST_VALUES = 100
@@ -220,7 +220,7 @@ class Reading:
         view, names = self.view, list(self.marks[0].columns)
         unit = view.unit(self.entity)
         row = [
-            exp.alias_(exp.cast(unit, "VARCHAR") if text else unit, "unit"),
+            exp.alias_(as_id(unit, self.unit_type) if text else unit, "unit"),
             exp.alias_(clock_us(view), "us"),
         ]
         # where marks are apart, a row's own number says whether it is any of them: one look at its columns, not two
