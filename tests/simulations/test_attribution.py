@@ -12,7 +12,7 @@ import pytest
 from tests.simulations import attribution
 from tests.simulations.attribution import Held, Scope
 
-OTHERS = range(9_000, 9_060)
+OTHERS = range(9_000, 9_040)
 
 
 def made(credit: list[float], truth: list[float]) -> Held:
