@@ -739,7 +739,8 @@ class Project:
                         continue
                     data = fetched[design.name]
                     outcome = method.answer(design, data, np.random.default_rng([seed, len(outcomes)]))
-                    outcomes[design.name] = read.provenance(outcome, data.sql, data.sources, data.as_of_us)
+                    joined = _joined(catalog, design.entity)
+                    outcomes[design.name] = read.provenance(outcome, data.sql, data.sources, data.as_of_us, joined)
                 for journey in journeys:
                     held = {
                         d.name.rpartition("/")[2]: method.answer(d, fetched[d.name], np.random.default_rng([seed, 0]))
@@ -829,7 +830,8 @@ class Project:
             outcome = registry.method(name).answer(design, data, rng, incremental, own)
         else:
             outcome = registry.method(name).answer(design, data, rng)
-        outcome = read.provenance(outcome, data.sql, data.sources, data.as_of_us)
+        joined = _joined(catalog, design.entity)
+        outcome = read.provenance(outcome, data.sql, data.sources, data.as_of_us, joined)
         steps = tuple(data.steps)
         identified = catalog.identified(design.entity)
         if identified is not None and isinstance(outcome, Result):
@@ -1093,6 +1095,17 @@ def _ways(design: JourneyDesign) -> tuple[list[Event], list[Event]]:
     return [declared.start], [event for event in came if event is not None]
 
 
+def _joined(catalog: Catalog, entity: str) -> tuple[str, str, tuple[tuple[str, str], ...]] | None:
+    """The source of an entity's identity, a mark of what it joined, and how; None where each id is a unit of its own."""
+    found = catalog.identified(entity)
+    if found is None:
+        return None
+    mark = _digest(
+        catalog.fingerprint(catalog.view(found.source).own), found.pairs, found.ids, found.units, found.largest
+    )
+    return found.source, mark, tuple((step.name, step.sql) for step in found.steps)
+
+
 @dataclass(slots=True)
 class _Kept:
     """What a run keeps of its reads: fingerprints by source and how far the data go; and a result's provenance from them."""
@@ -1109,11 +1122,15 @@ class _Kept:
         sql: tuple[tuple[str, str], ...],
         sources: Mapping[str, SourceProfile] | Mapping[str, EventProfile],
         as_of_us: int | None,
+        joined: tuple[str, str, tuple[tuple[str, str], ...]] | None,
     ) -> Result | Refusal:
         marks = {
             name: _digest(profile.fingerprint, profile.rows, profile.first_us, profile.last_us)
             for name, profile in sources.items()
         }
+        if joined is not None:
+            source, mark, how = joined
+            marks, sql = {**marks, f"pairs of ids in {source}": mark}, (*how, *sql)
         self.fingerprints.update(marks)
         if as_of_us is not None:
             self.as_of.append(as_of_us)
