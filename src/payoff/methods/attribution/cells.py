@@ -228,13 +228,13 @@ def credit_estimates(design: JourneyDesign, data: CreditData, shown: Shown) -> I
                 n = {"conversions without a touch": int(credit.unattributed.sum())}
                 if label != REST:
                     n = {"converting units": shown.units[at]}
-                spread = _spread(design, cells, at, scales[estimand])
+                spread = spread_of(cells, at, scales[estimand], design.level, share=unit == "share")
                 yield _estimate(design, shown, model, label, estimand, unit, float(cells.value[at]), spread, n)
         if len(labels) > len(shown.labels):
             whole = [(shown.conversions, "attributed conversions", "conversions")]
             whole += [(shown.worth, "attributed value", design.currency)] if total.valued else []
             for cells, estimand, unit in whole:
-                spread = _spread(design, cells, 0, scales[estimand])
+                spread = spread_of(cells, 0, scales[estimand], design.level)
                 n = {"converting units": total.units}
                 yield _estimate(design, shown, model, TOTAL, estimand, unit, float(cells.value[0]), spread, n)
         yield from _costs(design, data, shown, model, part)
@@ -245,14 +245,28 @@ def _rest_is_shown(design: JourneyDesign, credit: Credit) -> bool:
     return not 0 < credit.unattributed.sum() < design.min_cell
 
 
-def _spread(design: JourneyDesign, cells: Cells, at: int, one: float) -> Draws:
-    """A figure of exactly nothing is not surely nothing: its upper end is that of no conversion seen (Garwood 1936)."""
-    draws = cells.draws[:, at]
-    if cells.value[at] == 0 and not draws.any():
-        draws = np.zeros(len(draws))
-        draws[: int(np.ceil(len(draws) * design.alpha / 2)) + 1] = poisson_count(0, design.level)[1] * one
-        return Draws(draws)
-    return cells.uncertainty(at)
+def spread_of(cells: Cells, at: int, one: float, level: float, *, share: bool = False) -> Draws:
+    """How far a figure may be off, where what was seen tells nothing of it too.
+
+    A figure of exactly nothing is not surely nothing: its upper end is that of no conversion seen (Garwood 1936), ``one`` being the
+    worth of one. A ``share`` that is the same in every draw is not surely that: none of n units was unlike the others, and as
+    many as are not seen among n may be (Clopper and Pearson 1934), with all of their credit or none. A part of a whole is within it.
+    """
+    draws, value = cells.draws[:, at], float(cells.value[at])
+    tail = int(np.ceil(len(draws) * (1.0 - level) / 2)) + 1
+    if value == 0 and not draws.any():
+        out = np.zeros(len(draws))
+        out[:tail] = poisson_count(0, level)[1] * one
+        return Draws(out)
+    within = share and draws.min() >= 0 and draws.max() <= 1 + 1e-9
+    if within and np.ptp(draws) <= 1e-9:
+        unlike = 1.0 - ((1.0 - level) / 2) ** (1.0 / max(float(cells.units[at]), 1.0))
+        out = np.full(len(draws), value)
+        out[:tail] = value * (1.0 - unlike)
+        out[-tail:] = value + max(1.0 - value, 0.0) * unlike
+        return Draws(out)
+    spread = cells.uncertainty(at)
+    return Draws(np.clip(spread.values, 0.0, 1.0)) if within else spread
 
 
 def _estimate(
