@@ -213,10 +213,11 @@ class Answer:
         return "\n".join(describe(step) for step in self.run.plan)
 
     def plot(self, what: str | None = None) -> str:
-        """The effects against zero (of a claim: its bridge from amount to net) as SVG text.
+        """The effects against zero (of a claim: its bridge from amount to net; of a journey: its leading picture) as SVG text.
 
-        ``what`` asks for a closer look: "segments", "over_time", "cumulative", "cannibalisation", "precision" or
-        "peeking". Raises UsageError where the outcome has none.
+        ``what`` asks for another: of an experiment "segments", "over_time", "cumulative", "cannibalisation", "precision" or
+        "peeking"; of a journey "funnel", "retention", "revenue", "lifecycle", "paths", "flow", "credit" or "reconciliation".
+        Raises UsageError where the outcome has none.
         """
         from payoff.report.html import chart
 
