@@ -23,8 +23,17 @@ from sqlglot import exp
 from payoff.errors import DataError
 from payoff.spec.journeys import JourneyDesign
 from payoff.spec.nouns import Cohort, Event, Spend
-from payoff.warehouse.events import EventProfile, clock_us, outcome_columns, profile, profile_step, rows_of
-from payoff.warehouse.query import Query, fragment, sql
+from payoff.warehouse.events import (
+    MOST_VALUE,
+    EventProfile,
+    clock_us,
+    no_figure,
+    outcome_columns,
+    profile,
+    profile_step,
+    rows_of,
+)
+from payoff.warehouse.query import Query, column, fragment, sql
 from payoff.warehouse.sources import Catalog, as_id, to_us
 from payoff.warehouse.statements import Step
 from payoff.warehouse.units import placeholder
@@ -408,9 +417,10 @@ class _Statements:
         query = sql(
             f"""
             SELECT s.u, s.c, s.m, CASE WHEN r.us < s.t0 THEN -1 ELSE $k END AS k, sum(r.value) AS x, count(*) AS n,
-                   count(r.value) AS valued, count(*) FILTER (WHERE NOT isfinite(r.value)) AS bad
+                   count(r.value) AS valued, count(*) FILTER (WHERE $odd) AS bad
             FROM revenue_rows AS r JOIN {self.starts} AS s ON r.unit = s.unit GROUP BY ALL
             """,
+            odd=no_figure(column("value", "r")),
             k=self._period(fragment("r.us - s.t0")),
             revenue_rows=self._rows(
                 revenue.event, outcome_columns(self.catalog, revenue), distinct=True, high_us=facts.as_of_us
@@ -454,12 +464,13 @@ class _Statements:
             SELECT count(*) AS n, count(*) FILTER (WHERE $t IS NULL) AS without_time, count(*) FILTER (WHERE $t < 0) AS before_1970,
                    count(*) FILTER (WHERE $t > $most) AS ahead, min($t) FILTER (WHERE $t >= 0 AND $t <= $most) AS first_us,
                    max($t) FILTER (WHERE $t >= 0 AND $t <= $most) AS last_us, count(*) FILTER (WHERE $v IS NULL) AS without,
-                   count(*) FILTER (WHERE NOT isfinite($v)) AS bad
+                   count(*) FILTER (WHERE $odd) AS bad
             FROM base
             """,
             t=t,
             most=self.design.now_us + _AHEAD_US,
             v=view.number(spend.column),
+            odd=no_figure(view.number(spend.column)),
             base=base,
         )
         return Step(
@@ -656,8 +667,8 @@ def read(catalog: Catalog, design: JourneyDesign) -> CohortsData:
             odd, source = run.fetch(statements.odd_money())[0], declared.revenue.event.source
             if odd["bad"]:
                 raise DataError(
-                    f"{odd['bad']:,} values of revenue are NaN or infinite; leave them out with where:"
-                    f' "isfinite({declared.revenue.value})" or mend them at the source',
+                    f"{odd['bad']:,} values of revenue are NaN or infinite, or beyond {MOST_VALUE:g}; leave them out with where:"
+                    f' "abs({declared.revenue.value}) <= {MOST_VALUE:g}" or mend them at the source',
                     source=source,
                     column=declared.revenue.value,
                     count=int(odd["bad"]),
@@ -713,7 +724,7 @@ def _spending_profile(catalog: Catalog, statements: _Statements, run: _Run, left
     found = run.fetch(statements.spending_profile())[0]
     if found["bad"]:
         raise DataError(
-            f"{found['bad']:,} values of spending are NaN or infinite; leave them out with where or mend them at the source",
+            f"{found['bad']:,} values of spending are NaN or infinite, or beyond {MOST_VALUE:g}; leave them out with where or mend them at the source",
             source=view.name,
             column=spend.column,
             count=int(found["bad"]),

@@ -18,6 +18,8 @@ from payoff.warehouse.statements import Step
 
 AHEAD_US = 86_400_000_000
 """A clock a day fast is a time zone; one faster than that is wrong."""
+MOST_VALUE = 1e100
+"""A value beyond this is no amount of anything, and the squares of its sums are no numbers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,6 +207,11 @@ def outcome_columns(catalog: Catalog, outcome: Outcome) -> dict[str, exp.Expr]:
     """``value`` of a conversion as DOUBLE (1 where it is only counted). Raises DataError where it is not a number."""
     view = catalog.view(outcome.event.source)
     return {"value": exp.cast(exp.convert(1), "DOUBLE") if outcome.value is None else view.number(outcome.value)}
+
+
+def no_figure(value: exp.Expr) -> exp.Expr:
+    """Is a value that is there (not NULL) not a number, infinite, or of no use as an amount?"""
+    return fragment(f"NOT (isfinite($v) AND abs($v) <= {MOST_VALUE:g})", v=value)
 
 
 def before_and_after(

@@ -486,9 +486,13 @@ def _array(values: Sequence[str | int | None]) -> exp.Array:
 
 
 def _quoted(value: str) -> str:
-    """A value as part of a label; one that reads like our own words is quoted, and nothing in it may break a line."""
+    """A value as part of a label: one that reads like our own words, is blank at an end or cannot be printed as it is is quoted.
+
+    So nothing in it breaks a line, and no two values have one label.
+    """
     text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in value)
-    return f"'{text}'" if text in (NONE, OTHER, "") else text
+    plain = text == value == value.strip() and text not in (NONE, OTHER, "") and not text.startswith("'")
+    return text if plain else f"'{text}'"
 
 
 def _exclude_each_other(view: View, wheres: Sequence[exp.Expr | None]) -> bool:

@@ -68,9 +68,10 @@ class CohortMethod:
         assert isinstance(declared, Cohort)
         entity = design.entity
         if not data.cohorts:
+            lost = "; ".join(f"{n:,} {reason}" for reason, n in data.left_out.items())
             return Refusal(
                 design.name,
-                f"no {entity} has a row of {declared.start.source} in the range, so there is no cohort",
+                f"no {entity} has a row of {declared.start.source} in the range, so there is no cohort{lost and f' ({lost})'}",
                 "widen starts and ends, or mend start",
             )
         cells = len(data.cohorts) * (len(data.edges_us) - 1)
@@ -542,7 +543,7 @@ class _Sheet:
     def finding(self) -> str:
         """The pooled row at the latest period that at least half of the units have closed."""
         entity, row, level = self.design.entity, self.pooled, formats.level(self.design.level)
-        began = f"{formats.count(row.units)} {entity}s began in {formats.count(len(self.data.cohorts))} cohorts"
+        began = f"{formats.count(row.units)} {entity}s began in {formats.count(len(self.data.cohorts))} cohort{'' if len(self.data.cohorts) == 1 else 's'}"
         said = []
         retention = {
             e.labels["period"]: e for e in self.estimates if e.estimand == "retention" and e.labels["cohort"] == ALL
