@@ -255,6 +255,17 @@ def before_and_after(
     return before, {**after, f"{entity}s met under several ids": int(found["several"])}, step
 
 
+def _by_source(events: Sequence[Event]) -> list[Event]:
+    """Events of one source as one: rows where any of their conditions holds."""
+    conditions: dict[str, list[str | None]] = {}
+    for event in events:
+        conditions.setdefault(event.source, []).append(event.where)
+    return [
+        Event(source=source, where=None if None in texts else " OR ".join(f"({t})" for t in dict.fromkeys(texts)))
+        for source, texts in conditions.items()
+    ]
+
+
 def _marked(catalog: Catalog, event: Event, entity: str, now_us: int, ends: bool) -> Query:
     """The units and ids of an event, each pair once.."""
     view = catalog.view(event.source)
