@@ -226,15 +226,21 @@ def test_arm_against_arm_is_a_difference_in_what_was_attributed(held: Result) ->
     }
     assert set(found) == {
         (None, "(total)"),
-        *((m, "(personalised)") for m in ("last", "first", "linear", "last_non_direct")),
+        *(
+            (m, t)
+            for m in ("last", "first", "linear", "last_non_direct", "participation", "shapley", "ordered_shapley")
+            for t in ("recs", "search", "paid", "typed")
+        ),
     }
     total = found[None, "(total)"]
     assert (total.contrast, total.unit) == ("personal vs generic", "USD/user")
     assert set(total.n) == {"personal", "generic"}
     assert sum(total.n.values()) == 6000
     assert total.low < total.value < total.high
-    # the generic arm met nothing personalised, so all of it is a difference
-    assert found["linear", "(personalised)"].low > 0
+    for model in ("last", "linear", "shapley", "ordered_shapley"):
+        of = [found[model, t].value for t in ("recs", "search", "paid", "typed")]
+        assert sum(of) == pytest.approx(total.value), model
+    assert found["ordered_shapley", "recs"].value == pytest.approx(found["shapley", "recs"].value)
 
 
 def test_credit_of_the_treated_is_rescaled_to_what_the_experiment_shows(held: Result) -> None:

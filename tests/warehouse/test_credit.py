@@ -584,12 +584,12 @@ def test_arms_take_conversions_at_or_after_exposure(tmp_path: Path) -> None:
         assert old.other_worth[model].sum(axis=0).tolist() == [40.0, 0, 0]
     assert (new.arm, new.n, new.conversions.sum(), new.worth.sum()) == ("new", 3, 2, 25.0)
     # units a, b and d: 5, 20 and nothing
-    per_unit = new.per_unit["linear"]
-    assert per_unit.n == 3
-    assert per_unit.mean[0] == pytest.approx(25 / 3)
-    assert per_unit.cov[0, 0] == pytest.approx(np.var([5, 20, 0], ddof=1))
-    assert old.per_unit["linear"].mean[0] == 0.0
-    assert old.per_unit["(total)"].mean[0] == 40.0
+    for per_unit in (new.total, new.per_unit["linear"][0], new.per_unit["shapley"][0]):
+        assert per_unit.n == 3
+        assert per_unit.mean[0] == pytest.approx(25 / 3)
+        assert per_unit.cov[0, 0] == pytest.approx(np.var([5, 20, 0], ddof=1))
+    assert old.total.mean[0] == old.per_unit["linear"][0].mean[0] == 40.0
+    assert (new.behind.tolist(), old.behind.tolist()) == ([2, 0, 0], [1, 0, 0])
     later = ArmsOf("holdout", "shown", arms.assignment, 6 * DAY, None)
     assert shop.read(tmp_path, {}, arms=later).arms == {"new": 1}
 

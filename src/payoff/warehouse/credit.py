@@ -11,7 +11,7 @@ the others lead nowhere, and are cut where two are further apart than the window
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any, cast
 
 import numpy as np
@@ -24,7 +24,7 @@ from payoff.stats.moments import Moments
 from payoff.warehouse.credited import GROUPS, POSITIONS, ArmCredit, Capped, Credit, CreditData, IntArray, Moves, Total
 from payoff.warehouse.crediting import CreditStatements
 from payoff.warehouse.query import ExpressionError, sql
-from payoff.warehouse.rules import RULES
+from payoff.warehouse.rules import RULES, SETS
 from payoff.warehouse.sources import Catalog
 from payoff.warehouse.statements import Step
 
@@ -278,7 +278,7 @@ class _Kernel(CreditStatements):
                     np.add.at(positions[way], place, _floats(table, column_))
                 for name in self._of("ordered_shapley"):
                     found[name] = out
-            per_unit = self._fetch(self._per_unit(label)) if rules and self.arms else None
+            per_unit = self._read_per_unit(label)
             left = np.zeros((3, *self._sizes.shape[1:]))
             for way, name in enumerate(("bare", "bare_worth", "late")):
                 left[(way, *self._at(bare))] = _floats(bare, f"{name}_{i}")
@@ -304,10 +304,29 @@ class _Kernel(CreditStatements):
                     late=int(left[2, o].sum()),
                     positions=None if positions is None else (positions[0, o], positions[1, o]),
                     moves={name: m for name, m in moves.items() if m is not None},
-                    arms=tuple(
-                        self._arm(o, at, arm, found, rules, per_unit) for at, arm in enumerate(self.arms, start=1)
-                    ),
+                    arms=tuple(self._arm(o, at, arm, found, per_unit) for at, arm in enumerate(self.arms, start=1)),
                 )
+
+    def _read_per_unit(self, label: str) -> dict[tuple[str, int, int], tuple[int, float, float]]:
+        """Units credited, with the mean and variance of what they are, by model ("" is all), slot and touchpoint."""
+        out: dict[tuple[str, int, int], tuple[int, float, float]] = {}
+        if not self.arms:
+            return out
+        for r in self._fetch(self._total_per_unit(label)).to_pylist():
+            out["", int(r["slot"]), 0] = (int(r["units"]), float(r["mean"]), float(r["variance"] or 0.0))
+        rules, sets = list(self._of(*RULES)), self._of(*SETS)
+        read: list[tuple[Step, list[tuple[str, int]]]] = []
+        if rules:
+            read.append((self._per_unit(label), [(name, i) for i, name in enumerate(rules)]))
+        if sets:
+            of = [(name, 1 if m.kind == "participation" else 0) for name, m in sets.items()]
+            read.append((self._sets_per_unit(label), of))
+        for step, columns in read:
+            for r in self._fetch(step).to_pylist():
+                for name, i in columns:
+                    mean, variance = float(r[f"avg_p_{i}"]), float(r[f"var_samp_p_{i}"] or 0.0)
+                    out[name, int(r["slot"]), int(r["code"])] = (int(r["units"]), mean, variance)
+        return out
 
     def _arm(
         self,
@@ -315,27 +334,35 @@ class _Kernel(CreditStatements):
         at: int,
         arm: str,
         found: Mapping[str, FloatArray],
-        rules: Sequence[str],
-        per_unit: pa.Table | None,
+        per_unit: Mapping[tuple[str, int, int], tuple[int, float, float]],
     ) -> ArmCredit:
-        n = self.arms[arm]
-        moments: dict[str, Moments] = {}
-        if per_unit is not None:
-            here = {int(r["slot"]): r for r in per_unit.to_pylist()}.get(o * self._slots + at)
-            for name, key in (("(total)", "total"), *((name, i) for i, name in enumerate(rules))):
-                some = Moments(0, np.zeros(1), np.zeros((1, 1)))
-                if here is not None:
-                    units = int(here["units"])
-                    mean, var = float(here[f"avg_{key}"]), float(here[f"var_samp_{key}"] or 0.0)
-                    some = Moments(units, np.array([mean]), np.array([[var]]))
-                rest = Moments(n - some.n, np.zeros(1), np.zeros((1, 1)))
-                moments[name] = some.merge(rest)
+        n, slot, k = self.arms[arm], o * self._slots + at, len(self.touches.stops)
+
+        def moments(name: str, code: int) -> Moments:
+            units, mean, variance = per_unit.get((name, slot, code), (0, 0.0, 0.0))
+            some = Moments(units, np.array([mean]), np.array([[variance]]))
+            return some.merge(Moments(n - units, np.zeros(1), np.zeros((1, 1))))
+
+        told = [name for name in found if self.models[name].kind in (*RULES, *SETS)]
+        behind = np.zeros(k, dtype=np.int64)
+        for code in range(k):
+            behind[code] = max((per_unit.get((name, slot, code), (0,))[0] for name in told), default=0)
 
         def of(way: int, chosen: int) -> dict[str, FloatArray]:
             return {name: a[way, o, at, :, chosen] for name, a in found.items()}
 
         return ArmCredit(
-            arm, n, self._sizes[0, o, at], self._sizes[1, o, at], of(0, 1), of(1, 1), of(0, 0), of(1, 0), moments
+            arm=arm,
+            n=n,
+            conversions=self._sizes[0, o, at],
+            worth=self._sizes[1, o, at],
+            chosen=of(0, 1),
+            chosen_worth=of(1, 1),
+            other=of(0, 0),
+            other_worth=of(1, 0),
+            total=moments("", 0),
+            per_unit={name: {code: moments(name, code) for code in range(k)} for name in told},
+            behind=behind,
         )
 
     def _whole(self, found: Mapping[str, FloatArray], left: FloatArray, label: str) -> None:

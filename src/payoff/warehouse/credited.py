@@ -44,8 +44,9 @@ class Moves:
 class ArmCredit:
     """Credit for conversions of one arm's units at or after their exposure, (groups, touchpoints) by model.
 
-    ``chosen`` is that of personalised touches, ``other`` of the rest, each with its worth. ``per_unit``: worth attributed per
-    exposed unit (k = 1, zeros in): "(total)", and that of personalised touches by rule. ``n`` exposed units.
+    ``chosen`` is that of personalised touches, ``other`` of the rest, each with its worth. Over the ``n`` exposed units, zeros in
+    (k = 1): ``total`` is the worth attributed per unit, ``per_unit`` the same by model and touchpoint, of all touches. ``behind``:
+    units credited by touchpoint.
     """
 
     arm: str
@@ -56,7 +57,9 @@ class ArmCredit:
     chosen_worth: Mapping[str, FloatArray]
     other: Mapping[str, FloatArray]
     other_worth: Mapping[str, FloatArray]
-    per_unit: Mapping[str, Moments]
+    total: Moments
+    per_unit: Mapping[str, Mapping[int, Moments]]
+    behind: IntArray
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from sqlglot import exp
 
@@ -12,7 +12,7 @@ from payoff.warehouse.credited import GROUPS, POSITIONS
 from payoff.warehouse.events import AHEAD_US, clock_us
 from payoff.warehouse.moves import moves_query
 from payoff.warehouse.query import Query, conjunction, fragment, sql
-from payoff.warehouse.rules import ORDER, RULES, Rules
+from payoff.warehouse.rules import ORDER, RULES, SETS, Rules
 from payoff.warehouse.sources import Catalog, as_id
 from payoff.warehouse.statements import Step
 from payoff.warehouse.touches import Touches, outcome_readings
@@ -62,8 +62,12 @@ class CreditStatements:
         for label in self.windows:
             if self._of(*RULES):
                 yield self._rules(label)
+            if self.arms:
+                yield self._total_per_unit(label)
             if self._of(*RULES) and self.arms:
                 yield self._per_unit(label)
+            if self._of(*SETS) and self.arms:
+                yield self._sets_per_unit(label)
             if self._of("participation", "shapley"):
                 yield self._sets(label)
             if self._of("ordered_shapley"):
@@ -362,25 +366,55 @@ class CreditStatements:
         )
         return self._step(f"credit by rules, {label}", f"{', '.join(self._of(*RULES))}: all in one pass", query)
 
-    def _per_unit(self, label: str) -> Step:
-        """Moments of what is attributed per unit that has any, by outcome and arm."""
-        inner = [exp.alias_(fragment("coalesce(sum(worth) FILTER (WHERE pos = 1), 0)"), "total")]
-        outer = [exp.alias_(fragment(f"{f}(total)"), f"{f}_total") for f in ("avg", "var_samp")]
-        for i, _ in enumerate(self._of(*RULES)):
-            own = fragment(f"coalesce(sum(w_{i} * worth) FILTER (WHERE personalised), 0)")
-            inner.append(exp.alias_(own, f"p_{i}"))
-            outer += [exp.alias_(fragment(f"{f}(p_{i})"), f"{f}_{i}") for f in ("avg", "var_samp")]
+    def _in_arms(self, label: str) -> Query:
+        """Pairs of conversions that belong to an arm."""
+        return sql(
+            "SELECT * FROM every_pair WHERE cell // $groups % $slots > 0",
+            groups=GROUPS,
+            slots=self._slots,
+            every_pair=self._within(label),
+        )
+
+    def _total_per_unit(self, label: str) -> Step:
+        """Moments of what is attributed at all, per unit that has any, by outcome and arm."""
         query = sql(
-            "SELECT slot, count(*) AS units, $outer FROM each GROUP BY slot",
-            outer=outer,
-            each=sql(
-                "SELECT cell // $groups AS slot, uid, $inner FROM weighed GROUP BY slot, uid",
-                groups=GROUPS,
-                inner=inner,
-                weighed=self._weights(label).weigh(self._within(label)),
-            ),
+            """
+            SELECT slot, count(*) AS units, avg(total) AS mean, var_samp(total) AS variance
+            FROM (SELECT cell // $groups AS slot, uid, sum(worth) AS total FROM touched GROUP BY slot, uid)
+            GROUP BY slot
+            """,
+            groups=GROUPS,
+            touched=sql("SELECT DISTINCT cid, uid, cell, worth FROM of_arms", of_arms=self._in_arms(label)),
         )
         return self._step(f"attributed per unit by arm, {label}", "means and variances", query)
+
+    def _per_unit(self, label: str) -> Step:
+        """The same by rule and touchpoint, of all its touches, personalised or not."""
+        sums = [exp.alias_(fragment(f"sum(w_{i} * worth)"), f"p_{i}") for i, _ in enumerate(self._of(*RULES))]
+        return self._moments_per_unit(
+            f"attributed by rules per unit by arm, {label}", sums, self._weights(label).weigh(self._in_arms(label))
+        )
+
+    def _sets_per_unit(self, label: str) -> Step:
+        """The same of credit by sets: p_0 is a touchpoint's part of the set's, p_1 all of it."""
+        sums = [exp.alias_(fragment("sum(worth / size)"), "p_0"), exp.alias_(fragment("sum(worth)"), "p_1")]
+        met = sql("SELECT DISTINCT cid, uid, cell, code, worth FROM of_arms", of_arms=self._in_arms(label))
+        sized = sql("SELECT *, count(*) OVER (PARTITION BY cid) AS size FROM met", met=met)
+        return self._moments_per_unit(f"attributed by sets per unit by arm, {label}", sums, sized)
+
+    def _moments_per_unit(self, name: str, sums: Sequence[exp.Expr], pairs: Query) -> Step:
+        outer = [exp.alias_(fragment(f"{f}({s.alias})"), f"{f}_{s.alias}") for s in sums for f in ("avg", "var_samp")]
+        query = sql(
+            "SELECT slot, code, count(*) AS units, $outer FROM each GROUP BY slot, code",
+            outer=outer,
+            each=sql(
+                "SELECT cell // $groups AS slot, uid, code, $sums FROM pairs GROUP BY slot, uid, code",
+                groups=GROUPS,
+                sums=sums,
+                pairs=pairs,
+            ),
+        )
+        return self._step(name, "means and variances by touchpoint", query)
 
     def _sets(self, label: str) -> Step:
         """Each touchpoint once a conversion: all of it (participation), or its part of the set's (shapley)."""

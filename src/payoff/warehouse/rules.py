@@ -16,6 +16,8 @@ from payoff.warehouse.touches import Stop
 from payoff.warehouse.units import double
 
 RULES = ("first", "last", "last_non_direct", "linear", "time_decay", "position", "custom")
+SETS = ("participation", "shapley", "ordered_shapley")
+"""Credit by the touchpoints that a conversion met, each once; a conversion at a time, as by rules."""
 CUSTOM = {
     "position": "BIGINT",
     "touches": "BIGINT",

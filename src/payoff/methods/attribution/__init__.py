@@ -57,15 +57,15 @@ class AttributionMethod:
             else:
                 shown.append(found)
                 refusals += found.refusals
-        if not any(s.models for s in shown):
-            first = refusals[0]
-            return Refusal(design.name, first.reason, first.remedy)
         refusals += [
             Refusal(f"{design.name}.{model}", why, "mend the weight, so that it is above zero wherever it is to count")
             for model, why in data.refused.items()
         ]
+        if not any(s.models for s in shown):
+            first = refusals[0]
+            return Refusal(design.name, first.reason, first.remedy)
         estimates = [e for s in shown for e in credit_estimates(design, data, s)]
-        differences, without = between_arms(design, data)
+        differences, without = between_arms(design, data, shown)
         reconciliations, said = reconcile(design, data, bootstrap, rng, incremental, own or {})
         return Result(
             name=design.name,
@@ -99,9 +99,10 @@ def _nothing_to_credit(design: JourneyDesign, data: CreditData) -> Refusal | Non
             "look at the conversion's where, and at starts and ends",
         )
     if not sum(stop.rows for stop in data.stops):
+        lost = "; ".join(f"{n:,} {reason}" for reason, n in data.left_out.items())
         return Refusal(
             design.name,
-            f"there is not one touch of {', '.join(design.touchpoints)}, so no conversion has anything before it",
+            f"there is not one touch of {', '.join(design.touchpoints)}, so no conversion has anything before it{lost and f' ({lost})'}",
             "look at the touchpoints' where, and at the entity's column in their sources",
         )
     if not any(credit.touched for credit in data.credits):

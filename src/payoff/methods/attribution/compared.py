@@ -2,26 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 from payoff.estimate import Estimate, Normal
-from payoff.methods.attribution.cells import TOTAL
+from payoff.methods.attribution.cells import TOTAL, Shown
 from payoff.result import Refusal
 from payoff.spec.journeys import JourneyDesign
-from payoff.spec.nouns import Attribution
 from payoff.stats.compare import difference, mean_level
-from payoff.warehouse.credited import ArmCredit, Credit, CreditData
+from payoff.stats.moments import Moments
+from payoff.warehouse.credited import ArmCredit, CreditData
 
 ESTIMAND = "difference in attributed value per unit"
-PERSONALISED = "(personalised)"
+_WAIT = "wait for more units or more conversions"
 
 
-def between_arms(design: JourneyDesign, data: CreditData) -> tuple[list[Estimate], list[Refusal]]:
-    """Differences of every arm from the control, of all that is attributed and, by rule, of what personalised touches are credited with."""
+def between_arms(
+    design: JourneyDesign, data: CreditData, shown: Sequence[Shown]
+) -> tuple[list[Estimate], list[Refusal]]:
+    """Differences of every arm from the control: of all that is attributed, and by model of what each touchpoint is credited with.
+
+    Of all touches, personalised or not. What treatment personalises, a control that is kept from it never meets, so that credit of
+    personalised touches alone differs by as much as there is of it: it says that arms were kept apart, and no more. Over all
+    touches a difference says where the arms' attributed value differs: what one surface is credited with more, another may be with less.
+    """
     estimates: list[Estimate] = []
     refusals: list[Refusal] = []
     if design.arms is None:
         return estimates, refusals
     control = design.arms.assignment.control_arm
-    for credit in data.credits:
+    for part in shown:
+        credit = part.credit
         arms = {a.arm: a for a in credit.arms}
         scope = f"{design.name}.{credit.outcome} ({credit.window})"
         if control not in arms or len(arms) < 2:
@@ -35,58 +45,69 @@ def between_arms(design: JourneyDesign, data: CreditData) -> tuple[list[Estimate
             )
             continue
         for arm in (a for name, a in arms.items() if name != control):
-            for model in arm.per_unit:
-                found = _difference(design, credit, arm, arms[control], model)
-                if isinstance(found, Estimate):
-                    estimates.append(found)
-                elif found:
-                    refusals.append(
-                        Refusal(
-                            f"{scope} {arm.arm} vs {control}, {model}", found, "wait for more units or more conversions"
-                        )
-                    )
+            found, why = _differences(design, part, arm, arms[control])
+            estimates += found
+            refusals += [
+                Refusal(f"{scope} {arm.arm} vs {control}, {what}", reason, _WAIT) for what, reason in why.items()
+            ]
     return estimates, refusals
 
 
-def _difference(
-    design: JourneyDesign, credit: Credit, arm: ArmCredit, control: ArmCredit, model: str
-) -> Estimate | str:
+def _differences(
+    design: JourneyDesign, part: Shown, arm: ArmCredit, control: ArmCredit
+) -> tuple[list[Estimate], Mapping[str, str]]:
+    """The differences that there are, and why there is none of the others, by what they are of."""
     if min(arm.n, control.n) < design.min_cell:
-        return f"an arm has fewer than {design.min_cell:,} units"
+        return [], {"all": f"an arm has fewer than {design.min_cell:,} units"}
+    estimates: list[Estimate] = []
+    why: dict[str, str] = {}
     try:
-        # where one arm met nothing personalised, its mean is nothing for certain, and the other's is the difference
-        found = [
-            (mean_level(m), sign)
-            for m, sign in ((arm.per_unit[model], 1), (control.per_unit[model], -1))
-            if m.mean[0] != 0 or m.var[0] > 0
-        ]
-        if len(found) == 2:
-            gap = difference(found[0][0], found[1][0])
-            value, spread = gap.value, Normal(gap.se, gap.df)
-        elif found:
-            level, sign = found[0]
-            value, spread = sign * level.value, Normal(level.se, level.df)
-        else:
-            return "nothing is attributed in either arm"
+        estimates.append(_difference(design, part, arm, control, arm.total, control.total, {"touchpoint": TOTAL}))
     except ValueError as error:
-        return str(error)
-    labels: dict[str, str | int] = {"conversion": credit.outcome, "window": credit.window, "touchpoint": TOTAL}
-    if model != TOTAL:
-        labels |= {"model": model, "touchpoint": PERSONALISED}
+        why["all that is attributed"] = str(error)
+    for label, group in zip(part.labels, part.groups, strict=True):
+        if len(group) > 1:  # touchpoints of too few units have no difference of their own, nor one together
+            continue
+        (code,) = group
+        behind = (int(arm.behind[code]), int(control.behind[code]))
+        if not any(behind):
+            continue  # no unit of either arm met it
+        if any(0 < n < design.min_cell for n in behind):
+            why[label] = f"fewer than {design.min_cell:,} units of an arm are behind its credit"
+            continue
+        flat = []
+        for model, theirs in arm.per_unit.items():
+            labels = {"model": model, "touchpoint": label}
+            try:
+                pair = theirs[code], control.per_unit[model][code]
+                estimates.append(_difference(design, part, arm, control, *pair, labels))
+            except ValueError as error:
+                flat.append((model, str(error)))
+        if flat:
+            why[f"{label} by {', '.join(model for model, _ in flat)}"] = flat[0][1]
+    return estimates, why
+
+
+def _difference(
+    design: JourneyDesign,
+    part: Shown,
+    arm: ArmCredit,
+    control: ArmCredit,
+    treated: Moments,
+    untreated: Moments,
+    labels: Mapping[str, str],
+) -> Estimate:
+    """Raises ValueError where neither arm's units differ among themselves."""
+    found = difference(mean_level(treated), mean_level(untreated))
     return Estimate(
         estimand=ESTIMAND,
-        metric=credit.outcome,
+        metric=part.credit.outcome,
         contrast=f"{arm.arm} vs {control.arm}",
-        value=value,
-        unit=f"{design.currency}/{design.entity}" if _valued(design, credit) else f"conversions/{design.entity}",
-        uncertainty=spread,
+        value=found.value,
+        unit=f"{design.currency}/{design.entity}" if part.total.valued else f"conversions/{design.entity}",
+        uncertainty=Normal(found.se, found.df),
         interval_kind="confidence",
         n={control.arm: control.n, arm.arm: arm.n},
         level=design.level,
-        labels=labels,
+        labels={"conversion": part.credit.outcome, "window": part.credit.window, **labels},
     )
-
-
-def _valued(design: JourneyDesign, credit: Credit) -> bool:
-    assert isinstance(design.declared, Attribution)
-    return design.declared.outcomes[credit.outcome].value is not None

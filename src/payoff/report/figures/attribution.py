@@ -319,9 +319,9 @@ def _arm_parts(arms: Sequence[Node]) -> Iterator[Part]:
     rows: list[tuple[Cell, ...]] = []
     for e in arms:
         quantity = read_quantity(e, formats.unit(e.text("unit", "")), change=True)
-        about = [formats.capital(model_label(e.name("model")))] if e.has("model") else ["All, attributed or not"]
+        about = [formats.capital(model_label(e.name("model")))] if e.has("model") else ["All that is attributed"]
         point = e.name("touchpoint") if e.has("touchpoint") else TOTAL
-        about += ["personalised touches" if point == "(personalised)" else label(point)] if point != TOTAL else []
+        about += [label(point)] if point != TOTAL else []
         scope = [isolate(e.name(key)) for key in ("conversion", "window") if e.has(key)]
         n = "; ".join(f"{isolate(formats.clean(str(a)))} {formats.count(int(c))}" for a, c in e.node("n").data.items())
         rows.append(
@@ -335,7 +335,10 @@ def _arm_parts(arms: Sequence[Node]) -> Iterator[Part]:
     if rows:
         yield Part(
             "Attributed value, arm against arm",
-            ("What was attributed per unit in each arm, compared. It is a difference in attributed value, not in value.",),
+            (
+                "What was attributed per unit in each arm, of all touches, personalised or not, compared. It is a difference in"
+                " attributed value, not in value.",
+            ),
             (Grid(f"Difference in attributed value per unit, with its {_arm_interval(rows)}",
                   ("Model", "Contrast", "Difference", "Units"), tuple(rows)),),
         )  # fmt: skip
