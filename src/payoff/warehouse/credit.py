@@ -23,7 +23,8 @@ from payoff.spec.journeys import JourneyDesign
 from payoff.stats.moments import Moments
 from payoff.warehouse.credited import GROUPS, POSITIONS, ArmCredit, Capped, Credit, CreditData, IntArray, Moves, Total
 from payoff.warehouse.crediting import CreditStatements
-from payoff.warehouse.query import ExpressionError, sql
+from payoff.warehouse.events import MOST_VALUE, no_figure
+from payoff.warehouse.query import ExpressionError, column, sql
 from payoff.warehouse.rules import RULES, SETS
 from payoff.warehouse.sources import Catalog
 from payoff.warehouse.statements import Step
@@ -121,17 +122,19 @@ class _Kernel(CreditStatements):
         """Conversions without a value by outcome. Raises DataError on a value that is not a finite number."""
         query = sql(
             """
-            SELECT outcome, count(*) FILTER (WHERE NOT isfinite(worth)) AS endless,
+            SELECT outcome, count(*) FILTER (WHERE $odd) AS endless,
                    count(*) FILTER (WHERE worth IS NULL AND inside) AS unvalued
             FROM credit_raw GROUP BY outcome
-            """
+            """,
+            odd=no_figure(column("worth")),
         )
         out = {}
         for row in self.catalog.engine.fetch(query, "look at values of conversions").to_pylist():
             outcome = list(self.outcomes.values())[int(row["outcome"])]
             if row["endless"]:
                 raise DataError(
-                    f"{int(row['endless']):,} values of conversions are infinite or not a number",
+                    f"{int(row['endless']):,} values of conversions are infinite or not a number, or beyond {MOST_VALUE:g}; leave them out"
+                    f' with where: "abs({outcome.value}) <= {MOST_VALUE:g}" or mend them at the source',
                     source=outcome.event.source,
                     column=outcome.value,
                     count=int(row["endless"]),
@@ -385,11 +388,15 @@ class _Kernel(CreditStatements):
         out: dict[str, float] = {}
         for name, step in self._costs():
             for row in self._fetch(step).to_pylist():
-                if row["cost"] is not None:
-                    out[name or self.touches.stops[int(row["code"])].label] = float(row["cost"])
-        bad = [name for name, cost in out.items() if not np.isfinite(cost)]
-        if bad:
-            raise DataError(f"the cost of the touchpoint {bad[0]} is infinite or not a number")
+                if row["cost"] is None:
+                    continue
+                label = name or self.touches.stops[int(row["code"])].label
+                out[label] = float(row["cost"])
+                if not abs(out[label]) <= MOST_VALUE:
+                    raise DataError(
+                        f"the cost of the touchpoint {label} is infinite or not a number, or beyond {MOST_VALUE:g}",
+                        source=step.reads or None,
+                    )
         return out
 
 

@@ -491,7 +491,7 @@ def _quoted(value: str) -> str:
     So nothing in it breaks a line, and no two values have one label.
     """
     text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in value)
-    plain = text == value == value.strip() and text not in (NONE, OTHER, "") and not text.startswith("'")
+    plain = text == value == value.strip() and text not in (NONE, OTHER, "") and not (text[0] == text[-1] == "'")
     return text if plain else f"'{text}'"
 
 

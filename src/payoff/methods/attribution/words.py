@@ -262,6 +262,9 @@ def _costs(design: JourneyDesign, data: CreditData) -> Check:
     bad = [name for name, costs in known.items() if not costs or any(not c > 0 for c in costs)]
     if bad:
         return Check(
-            "costs", "warn", None, f"{', '.join(bad)} cost nothing in this time, so nothing is held against it"
+            "costs",
+            "warn",
+            None,
+            f"{', '.join(bad)} cost nothing, or less, in this time, so nothing is held against it",
         )
     return Check("costs", "pass", None, f"costs of {', '.join(priced)} are in time with the conversions")
