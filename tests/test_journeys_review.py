@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.builders import make_project
@@ -89,3 +92,158 @@ def test_ids_with_gaps_that_became_fractions_are_the_same_units(
 ) -> None:
     """pandas stores whole ids as 7.0 where one is missing; such a table meets others by 7 and by '7'."""
     assert figures(tmp_path, *kinds) == plain
+
+
+# ---------------------------------------------------------------- credit and experiment are of the same rows
+
+HELD = """
+    entities:
+      user: {id: u, aliases: [device], identity: {source: logins}}
+    sources:
+      logins: {table: logins, time: t, columns: [u, device]}
+      seen:   {table: seen, time: t, entity: {user: who}}
+      orders: {table: orders, time: t, id: id, entity: {user: who}}
+      shown:  {table: shown, time: t, entity: {user: who}}
+    touchpoints:
+      recs: {source: seen, where: "surface = 'recs'", personalised: chosen}
+      mail: {source: seen, where: "surface = 'mail'"}
+    attribution:
+      shop:
+        conversion: {event: orders, value: amount}
+        touchpoints: [recs, mail]
+        window: 10d
+        models: [linear, shapley]
+        starts: 2026-01-10
+        ends: 2026-02-20
+        reconcile_with: holdout
+    experiments:
+      holdout:
+        type: holdout
+        assignment: {source: shown, variant: arm, control: generic}
+        starts: 2026-01-05
+        ends: 2026-02-01
+        primary: spend
+        window: 3d
+    metrics:
+      spend: {kind: sum, from: orders, column: amount}
+"""
+DAY = 24  # hours
+
+
+@dataclass(frozen=True)
+class Event:
+    unit: int
+    hour: float | None
+    what: str
+    amount: float | None = None
+    chosen: bool = False
+
+
+def company(rng: np.random.Generator) -> tuple[list[Event], list[Event], list[Event]]:
+    """Exposures, touches and orders of 300 units: some in two arms, some exposed before or after the experiment, orders at its edges."""
+    shown, seen, orders = [], [], []
+    for u in range(300):
+        arm = "generic" if u % 3 == 0 else "personal"
+        for hour in rng.integers(0, 45 * DAY, rng.integers(1, 3)):
+            shown.append(Event(u, float(hour), arm))
+        if rng.random() < 0.05:
+            shown.append(Event(u, float(rng.integers(5 * DAY, 30 * DAY)), "generic"))
+        if rng.random() < 0.05:
+            shown.append(Event(u, None, "generic"))
+        for hour in rng.integers(0, 60 * DAY, rng.integers(2, 9)):
+            surface = "recs" if rng.random() < 0.6 else "mail"
+            seen.append(
+                Event(u, float(hour), surface, chosen=arm == "personal" and surface == "recs" and rng.random() < 0.7)
+            )
+        for hour in rng.integers(0, 60 * DAY, rng.integers(0, 4)):
+            orders.append(Event(u, float(hour), "order", None if rng.random() < 0.05 else float(rng.integers(5, 50))))
+    first = next(e for e in shown if e.what == "personal" and e.hour is not None and 4 * DAY <= e.hour < 31 * DAY)
+    assert first.hour is not None
+    orders += [Event(first.unit, hour, "order", 500.0) for hour in (first.hour, 9.0 * DAY, 50.0 * DAY, 51.0 * DAY)]
+    orders += [Event(first.unit, 9000.0 * DAY, "order", 1e6)]  # dated decades ahead
+    return shown, seen, orders
+
+
+def tables(rng: np.random.Generator, shown: list[Event], seen: list[Event], orders: list[Event]) -> str:
+    """Half of all rows name the unit by a device that it logged in on."""
+
+    def rows(of: list[Event], more: Callable[[int, Event], str]) -> str:
+        who = ["u" if rng.random() < 0.5 else "d" for _ in of]
+        at = ["NULL" if e.hour is None else f"TIMESTAMP '2026-01-01' + INTERVAL {int(e.hour)} HOUR" for e in of]
+        return ", ".join(
+            f"('{w}{e.unit}', {t}, {more(i, e)})" for i, (w, t, e) in enumerate(zip(who, at, of, strict=True))
+        )
+
+    return f"""
+        CREATE TABLE logins AS SELECT 'u' || i AS u, 'd' || i AS device, TIMESTAMP '2026-01-01' AS t FROM range(300) r(i);
+        CREATE TABLE shown AS SELECT * FROM (VALUES {rows(shown, lambda i, e: f"'{e.what}'")}) v(who, t, arm);
+        CREATE TABLE seen AS SELECT * FROM (VALUES {rows(seen, lambda i, e: f"'{e.what}', {e.chosen}")}) v(who, t, surface, chosen);
+        CREATE TABLE orders AS SELECT * FROM
+          (VALUES {rows(orders, lambda i, e: f"{i}, {'NULL' if e.amount is None else e.amount}::DOUBLE")}) v(who, t, id, amount);
+    """
+
+
+def held_by_hand(shown: list[Event], seen: list[Event], orders: list[Event]) -> dict[str, float]:
+    """What the treated's personalised touches are credited with by linear, and what the experiment shows of the same orders."""
+    arms: dict[int, set[str]] = {}
+    since: dict[int, float] = {}
+    for e in shown:
+        if e.hour is None or 4 * DAY <= e.hour < 31 * DAY:
+            arms.setdefault(e.unit, set()).add(e.what)
+            if e.hour is not None:
+                since[e.unit] = min(e.hour, since.get(e.unit, np.inf))
+    exposed = {u: next(iter(a)) for u, a in arms.items() if len(a) == 1 and u in since}
+    spent = dict.fromkeys(exposed, 0.0)
+    credited = {u: {"recs": 0.0, "mail": 0.0} for u in exposed}
+    personalised = 0.0
+    for o in orders:
+        assert o.hour is not None
+        if o.unit not in exposed or o.hour < since[o.unit] or not 9 * DAY <= o.hour < 50 * DAY:
+            continue
+        worth = o.amount or 0.0
+        spent[o.unit] += worth
+        path = [s for s in seen if s.unit == o.unit and s.hour is not None and o.hour - 10 * DAY < s.hour <= o.hour]
+        for s in path:
+            credited[o.unit][s.what] += worth / len(path)
+            if s.chosen and exposed[o.unit] == "personal":
+                personalised += worth / len(path)
+    treated = [u for u, arm in exposed.items() if arm == "personal"]
+    control = [u for u, arm in exposed.items() if arm == "generic"]
+    gap = float(np.mean([spent[u] for u in treated]) - np.mean([spent[u] for u in control]))
+    out = {"attributed": personalised, "incremental": gap * len(treated), "units": float(len(treated))}
+    for touchpoint in ("recs", "mail"):
+        a, b = (np.array([credited[u][touchpoint] for u in of]) for of in (treated, control))
+        out[touchpoint] = float(a.mean() - b.mean())
+        out[f"{touchpoint} error"] = float(np.sqrt(a.var(ddof=1) / len(a) + b.var(ddof=1) / len(b)))
+    return out
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_credit_and_the_experiment_it_is_held_against_are_of_the_same_rows(tmp_path: Path, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    made = company(rng)
+    run = make_project(tmp_path, HELD, tables(rng, *made)).run(["attribution.shop"], record=False)
+    (result,) = [r for r in run.results if r.method == "attribution"]
+    told, hand = {r.model: r for r in result.closer.reconciliation}["linear"], held_by_hand(*made)
+    assert told.units == hand["units"]
+    assert told.attributed.value == pytest.approx(hand["attributed"])
+    assert told.incremental.value == pytest.approx(hand["incremental"])
+    between = {
+        str(e.labels["touchpoint"]): e
+        for e in result.estimates
+        if e.estimand == "difference in attributed value per unit" and e.labels.get("model") == "linear"
+    }
+    for touchpoint in ("recs", "mail"):
+        assert between[touchpoint].value == pytest.approx(hand[touchpoint])
+        assert between[touchpoint].uncertainty.se == pytest.approx(hand[f"{touchpoint} error"])  # type: ignore[union-attr]
+
+
+def test_orders_that_are_there_twice_are_not_held_against_an_experiment_that_counts_them_twice(tmp_path: Path) -> None:
+    rng = np.random.default_rng(3)
+    twice = "INSERT INTO orders SELECT * FROM orders WHERE id % 9 = 0;"
+    run = make_project(tmp_path, HELD, tables(rng, *company(rng)) + twice).run(["attribution.shop"], record=False)
+    (result,) = [r for r in run.results if r.method == "attribution"]
+    assert result.closer.reconciliation == ()
+    (check,) = [c for c in result.checks if c.name == "reconciled"]
+    assert check.status == "warn"
+    assert "rows of orders repeat an id, which credit counts once and holdout every time" in check.detail

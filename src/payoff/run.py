@@ -52,7 +52,7 @@ from payoff.warehouse import cohorts, credit, funnels, paths
 from payoff.warehouse.arms import ArmsReader
 from payoff.warehouse.doctor import Finding, examine
 from payoff.warehouse.engine import Progress
-from payoff.warehouse.events import EventProfile, before_and_after
+from payoff.warehouse.events import AHEAD_US, EventProfile, before_and_after
 from payoff.warehouse.identity import report as stitching
 from payoff.warehouse.layout import sources_of
 from payoff.warehouse.needs import ArmsData, SourceProfile
@@ -567,7 +567,10 @@ class Project:
         time = view.clock.us.sql("duckdb")
         parts += [f"{time} >= {design.starts_us}"] if design.starts_us is not None else []
         parts += [f"{time} < {design.ends_us}"] if design.ends_us is not None else []
-        where = " AND ".join(parts) or None
+        parts.append(
+            f"{time} <= {design.now_us + AHEAD_US}"
+        )  # later rows are not credited, so they are not measured either
+        where = " AND ".join(parts)
         if outcome.value is None:
             return CountMetric(kind="count", **{"from": outcome.event.source}, where=where)
         return SumMetric(

@@ -133,8 +133,13 @@ class CreditStatements:
             conjunction(
                 fragment("$u IS NOT NULL", u=view.unit(self.design.entity)),
                 None if where is None else view.condition(where),
-                fragment("$t >= $us", t=t, us=arms.starts_us) if timed and arms.starts_us is not None else None,
-                fragment("$t < $us", t=t, us=arms.ends_us) if timed and arms.ends_us is not None else None,
+                # as an experiment is read: a row without a time tells no exposure, but it does tell an arm
+                fragment("$t >= $us OR $t IS NULL", t=t, us=arms.starts_us)
+                if timed and arms.starts_us is not None
+                else None,
+                fragment("$t < $us OR $t IS NULL", t=t, us=arms.ends_us)
+                if timed and arms.ends_us is not None
+                else None,
             )
         )
         unit = view.unit(self.design.entity)

@@ -99,10 +99,10 @@ def _nothing_to_credit(design: JourneyDesign, data: CreditData) -> Refusal | Non
             "look at the conversion's where, and at starts and ends",
         )
     if not sum(stop.rows for stop in data.stops):
-        lost = "; ".join(f"{n:,} {reason}" for reason, n in data.left_out.items())
+        out = "; ".join(f"{n:,} {reason}" for reason, n in data.left_out.items())
         return Refusal(
             design.name,
-            f"there is not one touch of {', '.join(design.touchpoints)}, so no conversion has anything before it{lost and f' ({lost})'}",
+            f"there is not one touch of {', '.join(design.touchpoints)}, so no conversion has anything before it{out and f' ({out})'}",
             "look at the touchpoints' where, and at the entity's column in their sources",
         )
     if not any(credit.touched for credit in data.credits):

@@ -26,13 +26,15 @@ _WITHOUT = {
     "participation": "gives every touchpoint the whole conversion, so its credit has no total to hold against an experiment",
     "markov": "credits all paths together and no conversion by itself, so its credit cannot be told apart by arm",
 }
+_OFF = 0.001
+"""Share of units or of rows by which credit and experiment may differ in what they are of."""
 _RULE = (
     "{what} for conversions of the treated at or after exposure, by touches that were personalised in the {window} before;"
     " the experiment's difference per unit times the treated units is spread over them in proportion to their credit"
 )
 _OWN = (
-    "; a touchpoint with a test of its own takes that test's difference per unit times the same units, and what is left is"
-    " spread over the others in proportion to their credit"
+    "; a touchpoint with a test of its own takes that test's difference per unit times the same units, as if its effect were alike"
+    " in all of them and whether or not the rest is personalised, and what is left is spread over the others in proportion to their credit"
 )
 
 
@@ -63,10 +65,15 @@ def reconcile(
         return [], Check("reconciled", "warn", None, f"the credit is not held against {name}: {why}")
     longest = max(credit.window_us for credit in data.credits)
     out: list[Reconciliation] = []
-    notes = [f"{model} {_WITHOUT[kind]}" for model, kind in data.models.items() if kind in _WITHOUT]
+    notes = [f"{name} fails its own check {c.name} ({c.detail})" for c in incremental.failed()]
+    notes += [f"{model} {_WITHOUT[kind]}" for model, kind in data.models.items() if kind in _WITHOUT]
     for credit in (c for c in data.credits if c.window_us == longest):
         metric = _metric(declared, credit.outcome)
         found = _differences(incremental, metric)
+        twice = _counted_twice(data, credit)
+        if twice is not None:
+            notes.append(f"{twice}, which credit counts once and {name} every time; remove the duplicates")
+            continue
         if not found:
             reasons = [r.reason for r in incremental.refusals if metric in r.name]
             notes.append(f"{name} has no difference in {metric}" + (f" ({reasons[0]})" if reasons else ""))
@@ -81,6 +88,14 @@ def reconcile(
             out += more
             notes += said
     return out, _check(name, out, notes)
+
+
+def _counted_twice(data: CreditData, credit: Credit) -> str | None:
+    """Conversions that are there twice, where they are too many for credit and experiment to be of the same rows."""
+    source = data.totals[credit.outcome].source
+    profile = data.outcome_sources[source]
+    repeated = profile.repeated or 0
+    return f"{repeated:,} rows of {source} repeat an id" if repeated > _OFF * profile.rows else None
 
 
 def _unreadable(design: JourneyDesign, name: str, incremental: Result | Refusal | None) -> str | None:
@@ -122,10 +137,11 @@ def _of_arm(
     own: Mapping[str, Result | Refusal],
 ) -> tuple[list[Reconciliation], list[str]]:
     notes: list[str] = []
-    units = int(difference.n.get(arm.arm, arm.n))
-    if abs(units - arm.n) > 0.001 * units:
+    units, read = arm.n, int(difference.n.get(arm.arm, arm.n))
+    if abs(units - read) > _OFF * units:
         notes.append(
-            f"{difference.contrast} is of {units:,} treated units, and credit of {arm.n:,}: the experiment leaves some out"
+            f"{difference.contrast} is of {read:,} treated units, and credit of {units:,}: the experiment leaves some out, who are"
+            " taken to be like the others"
         )
     tests: dict[str, stats.Shown] = {}
     for touchpoint, result in own.items():
