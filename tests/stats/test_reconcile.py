@@ -173,3 +173,16 @@ def test_intervals_hold_the_truth(users: int, tested: bool) -> None:
     )  # some 30 converters in control: the holdout's own interval is then a little short
     assert least < ratio < 0.98
     assert all(least < share < 0.98 for share in rows)
+
+
+def test_replicates_without_any_credit_have_no_shares() -> None:
+    """Of seven converting units about one replicate in a thousand draws none: nothing may be divided by its credit of zero."""
+    sums = np.zeros((256, 2))
+    sums[:4, 0], sums[4:7, 1] = 10.0, 10.0
+    cells = Bootstrap.drawn(np.random.default_rng(0), 256, 4000).totals(sums)
+    assert (cells.draws.sum(axis=1) == 0).any()
+    found = reconcile(cells, Shown(100.0, 5.0), {}, np.random.default_rng(1))
+    for row, share in zip(found.rows, (4 / 7, 3 / 7), strict=True):
+        assert row.incremental is not None
+        assert row.incremental.value == pytest.approx(100 * share)
+        assert 0 <= row.incremental.low < row.incremental.value < row.incremental.high

@@ -164,8 +164,12 @@ def _ratio(shown: Shown, credit: float, se: float, z: float, what: str) -> tuple
 
 
 def _spread(credit: Cells, rest: list[int], remains: Shown, rng: np.random.Generator, level: float) -> list[Interval]:
-    """``remains`` in proportion to credit. Its normal draws are evenly spaced in probability, so that they add no noise of their own."""
+    """``remains`` in proportion to credit. Its normal draws are evenly spaced in probability, so that they add no noise of their own.
+
+    A replicate of few units may hold no credit at all, or less than none: it has no shares and is left out.
+    """
     value, draws = credit.value[rest], credit.draws[:, rest]
+    draws = draws[np.sign(draws.sum(axis=1)) == np.sign(value.sum())]
     times = -(-_DRAWS // len(draws))
     shares = np.tile(draws / draws.sum(axis=1, keepdims=True), (times, 1))
     even = special.ndtri((np.arange(len(shares)) + 0.5) / len(shares))

@@ -740,6 +740,7 @@ def _spending_profile(catalog: Catalog, statements: _Statements, run: _Run, left
         last_us=last,
         through_us=last if declared is None or view.clock is None else to_us(declared, view.clock.zone),
         fingerprint=catalog.fingerprint(view.relation),
+        beneath=(),
         **lost,
     )
     left_out |= out.left_out()

@@ -27,7 +27,8 @@ class EventProfile:
     """The rows of one event: those that enter (``rows``), and those that do not, by reason. ``last_us`` is the latest that enters.
 
     ``through_us`` is up to when the source is complete: what it declares, else its latest row.
-    ``repeated``: rows whose declared id was seen before (None: it was not looked for); they enter once.
+    ``repeated``: rows whose declared id was seen before (None: it was not looked for); they enter once. ``beneath``: of a source of
+    sessions, why rows that these are made of are in none.
     """
 
     source: str
@@ -41,6 +42,7 @@ class EventProfile:
     through_us: int | None
     fingerprint: str
     repeated: int | None = None
+    beneath: tuple[tuple[str, int], ...] = ()
 
     def left_out(self) -> Mapping[str, int]:
         """Why rows did not enter, in words that name the source, with counts above zero."""
@@ -51,7 +53,7 @@ class EventProfile:
             f"rows of {self.source} dated in the future": self.ahead,
             f"rows of {self.source} that repeat an id": self.repeated or 0,
         }
-        return {reason: n for reason, n in said.items() if n}
+        return {reason: n for reason, n in (*said.items(), *self.beneath) if n}
 
 
 def clock_us(view: View) -> exp.Expr:
@@ -180,7 +182,8 @@ def profile(
     lost = dict.fromkeys(("without_unit", "without_time", "before_1970", "ahead"), 0)
     n, first, last = int(found["n"]), found["first_us"], found["last_us"]
     whole = n == int(found["units"]) == int(found["times"])
-    if not (whole and (first is None or (first >= 0 and last <= now_us + AHEAD_US))):
+    known = first is not None and last is not None  # an infinite time has no microseconds
+    if n and not (whole and known and first >= 0 and last <= now_us + AHEAD_US):
         steps.append(_faults_step(catalog, event, entity, now_us, ids=ids))
         found = catalog.engine.row(steps[-1].query, steps[-1].name, view.name)
         lost = {k: int(found[k]) for k in lost}
@@ -188,6 +191,7 @@ def profile(
     through = last
     if view.clock is not None and view.source.through is not None:
         through = to_us(view.source.through, view.clock.zone)
+    below, more = beneath(catalog, view, now_us)
     return (
         EventProfile(
             source=view.name,
@@ -197,10 +201,21 @@ def profile(
             through_us=through,
             fingerprint=catalog.fingerprint(view.relation),
             repeated=None if found["repeated"] is None else int(found["repeated"]),
+            beneath=below,
             **lost,
         ),
-        steps,
+        [*steps, *more],
     )
+
+
+def beneath(catalog: Catalog, view: View, now_us: int) -> tuple[tuple[tuple[str, int], ...], list[Step]]:
+    """Of a source of sessions: the rows without a unit or a time that are in none, by reason, and the statements that counted them."""
+    made = view.source.sessions
+    if made is None:
+        return (), []
+    found, steps = profile(catalog, Event(source=made.of), next(iter(view.source.entity)), now_us)
+    lost = {"unit": found.without_unit, "time": found.without_time}
+    return tuple((f"rows of {made.of} without a {what}, in no session", n) for what, n in lost.items() if n), steps
 
 
 def outcome_columns(catalog: Catalog, outcome: Outcome) -> dict[str, exp.Expr]:

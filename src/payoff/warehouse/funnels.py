@@ -258,6 +258,7 @@ class _Reader:
                 first_us=first,
                 last_us=last,
                 fingerprint=self._funnel.catalog.fingerprint(view.relation),
+                beneath=(),
                 **lost,
             )
             left_out |= linked.left_out()

@@ -15,7 +15,7 @@ from sqlglot import exp
 
 from payoff.spec.journeys import JourneyDesign
 from payoff.spec.nouns import Outcome, Touchpoint
-from payoff.warehouse.events import AHEAD_US, EventProfile, clock_us
+from payoff.warehouse.events import AHEAD_US, EventProfile, beneath, clock_us
 from payoff.warehouse.query import Query, column, conjunction, fragment, sql
 from payoff.warehouse.sources import Catalog, View, as_id, to_us
 from payoff.warehouse.statements import Step
@@ -171,6 +171,8 @@ class Reading:
         through = span[1]
         if self.view.clock is not None and self.view.source.through is not None:
             through = to_us(self.view.source.through, self.view.clock.zone)
+        below, more = beneath(catalog, self.view, self.now_us)
+        steps += more
         self.profile = EventProfile(
             source=self.source,
             rows=int(n) - sum(lost.values()),
@@ -179,6 +181,7 @@ class Reading:
             through_us=through,
             fingerprint=catalog.fingerprint(self.view.relation),
             repeated=repeated,
+            beneath=below,
             **lost,
         )
         return steps
