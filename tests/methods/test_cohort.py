@@ -186,9 +186,14 @@ def test_payback_is_the_end_of_the_first_period_that_returns_the_cost() -> None:
     low, high = poisson_count(100)
     assert (cac.value, cac.low, cac.high) == pytest.approx((10, 1000 / high, 1000 / low))
     (payback,) = cells(found, "payback", "2026-03-02").values()
-    assert (payback.value, payback.low, payback.high, payback.unit) == (21, 14, 28, "days")
+    assert (payback.value, payback.low, payback.high, payback.unit) == (21, 7, 28, "days")
     assert payback.labels["period"] == 2
-    assert "was back after 21 days (14 to 28)" in found.finding
+    assert "was back within 21 days (7 to 28)" in found.finding
+    # what came back in the first period may have on its first day
+    found = described(data_of([(100, 15, 5), (100, 20, 5)], 1000.0))
+    (payback,) = cells(found, "payback", "2026-03-02").values()
+    assert (payback.value, payback.low, payback.high) == (7, 0, 7)
+    assert "was back within 7 days (0 to 7)" in found.finding
     assert not found.refusals
 
 

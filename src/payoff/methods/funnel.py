@@ -242,13 +242,19 @@ def _finding(
 ) -> str:
     share, last = formats.unit("share"), len(total)
     within = f" within {format_duration(declared.within)}" if declared.within is not None else ""
+    last_step = declared.steps[-1]
+    waited = last_step.within if last_step.without is not None else None
+    to_last = "" if waited is not None else within
     said = f"Of {total[0]:,} {who} who entered{_range(design)}, "
     if last in shown:
         low, high = wilson(total[-1], total[0], design.level)
         text = formats.written(total[-1] / total[0], low, high, share)
-        said += f"{text.value} ({text.range}) reached {_quoted(data.labels[-1])}{within}"
+        said += f"{text.value} ({text.range}) reached {_quoted(data.labels[-1])}{to_last}"
     else:
-        said += f"too few to be shown reached {_quoted(data.labels[-1])}{within}"
+        said += f"too few to be shown reached {_quoted(data.labels[-1])}{to_last}"
+    if waited is not None and last_step.without is not None:
+        none = f"no row of {last_step.without.source} in the {format_duration(waited)} after"
+        said += f" ({_quoted(data.labels[-2])}{within}, and {none})"
     pairs = [(total[p - 2] - total[p - 1], -p) for p in range(2, last + 1) if {p - 1, p} <= shown]
     if last > 2 and pairs and max(pairs)[0] > 0:
         lost, p = max(pairs)[0], -max(pairs)[1]

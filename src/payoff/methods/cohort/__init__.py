@@ -158,7 +158,7 @@ def _more_assumptions(declared: Cohort) -> tuple[Assumption, ...]:
         said.append(
             Assumption(
                 "All spending of a cohort's step won all of its units and no others; payback holds the cost as it was against the"
-                " band of revenue, at the ends of periods.",
+                " band of revenue, at the ends of periods; when within a period it came is not known.",
                 "spend",
             )
         )
@@ -452,7 +452,11 @@ class _Sheet:
                 )
             )
             return
-        value, earliest, latest = days
+        value, latest = days[0], days[-1]
+        # at the end of the last period told before the earliest one it was not back yet; when since is not told
+        assert found.earliest is not None
+        below = [p for p, _ in known if p < found.earliest]
+        earliest = self.data.edges_us[below[-1] + 1] / DAY_US if below else 0.0
         assert self.declared.revenue is not None
         self._add(
             "payback",
@@ -567,7 +571,7 @@ class _Sheet:
         paid = [e for e in self.estimates if e.estimand == "payback" and e.labels["cohort"] == ALL]
         if paid:
             e = paid[0]
-            said.append(f"what one cost to win was back after {e.value:g} days ({e.low:g} to {e.high:g})")
+            said.append(f"what one cost to win was back within {e.value:g} days ({e.low:g} to {e.high:g})")
         return f"{began}; {'; '.join(said)}."
 
     def _came_back(self, e: Estimate, written: formats.Written, level: str) -> str:

@@ -53,7 +53,11 @@ class Checks:
             )
         if partly:
             said += f"; {partly} cells are over a part of their cohort: the units whose period is over"
-        return Check("matured", "warn" if partly else "pass", float(partly), said)
+        units = sum(c.units for c in cohorts)
+        first = sum(c.eligible[0] for c in cohorts)
+        if first * 2 < units:
+            said += f"; period 0 is over for {first:,} of {units:,} units alone"
+        return Check("matured", "warn" if first * 2 < units else "pass", float(partly), said)
 
     def _size(self) -> Check:
         small = [c for c in self.shown if c.units < _FEW]
@@ -85,7 +89,7 @@ class Checks:
         if len(set(counts)) > 1:
             return Check(
                 "composition",
-                "warn",
+                "warn" if min(counts) * 2 < max(counts) else "pass",
                 min(counts) / max(counts),
                 f"the pooled row rests on {formats.count(max(counts))} units in its first period and {formats.count(min(counts))} in its"
                 " last: compare cohorts with each other, not its ends",
