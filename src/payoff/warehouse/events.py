@@ -124,7 +124,7 @@ def profile_step(catalog: Catalog, event: Event, entity: str, now_us: int, *, id
         SELECT count(*) AS n, count($u) AS units, count($t) AS times, $low AS first_us, $high AS last_us, $repeated AS repeated
         FROM base
         """,
-        u=view.own_unit(entity),
+        u=view.own_id(entity),
         t=t,
         low=low,
         high=high,
@@ -146,7 +146,7 @@ def _faults_step(catalog: Catalog, event: Event, entity: str, now_us: int, *, id
                min($t) FILTER (WHERE $inside) AS first_us, max($t) FILTER (WHERE $inside) AS last_us, $repeated AS repeated
         FROM base
         """,
-        u=view.own_unit(entity),
+        u=view.own_id(entity),
         t=clock_us(view),
         most=now_us + AHEAD_US,
         inside=_window_of_time(view, now_us),
@@ -158,7 +158,8 @@ def _faults_step(catalog: Catalog, event: Event, entity: str, now_us: int, *, id
 
 
 def _base(view: View, event: Event) -> Query:
-    return Query(view.rows() if event.where is None else view.rows().where(view.condition(event.where)))
+    rows = view.own_rows()  # what ids were joined into changes no count of rows
+    return Query(rows if event.where is None else rows.where(view.condition(event.where)))
 
 
 def _repeated(view: View, ids: bool) -> exp.Expr:

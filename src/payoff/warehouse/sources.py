@@ -357,7 +357,7 @@ class View:
 
     def unit(self, entity: str) -> exp.Expr:
         """The unit of a row: its id, or (as text) what the entity's identity says it is."""
-        raw = self._id(entity)
+        raw = self.own_id(entity)
         if entity in self.joined:
             return column(self.joined[entity].name)
         declared = self._entities.get(entity)
@@ -371,10 +371,11 @@ class View:
 
     def own_unit(self, entity: str) -> exp.Expr:
         """The id that the row itself holds, as text."""
-        raw = self._id(entity)
+        raw = self.own_id(entity)
         return as_id(raw, self.type_of_own(raw))
 
-    def _id(self, entity: str) -> exp.Expr:
+    def own_id(self, entity: str) -> exp.Expr:
+        """The id that the row itself holds, as stored. Raises DataError where the source has none."""
         text = self.unit_text(entity)
         if text is None:
             raise DataError(
