@@ -112,7 +112,7 @@ HELD = """
         conversion: {event: orders, value: amount}
         touchpoints: [recs, mail]
         window: 10d
-        models: [linear, shapley]
+        models: [linear, shapley, markov]
         starts: 2026-01-10
         ends: 2026-02-20
         reconcile_with: holdout
@@ -236,6 +236,23 @@ def test_credit_and_the_experiment_it_is_held_against_are_of_the_same_rows(tmp_p
     for touchpoint in ("recs", "mail"):
         assert between[touchpoint].value == pytest.approx(hand[touchpoint])
         assert between[touchpoint].uncertainty.se == pytest.approx(hand[f"{touchpoint} error"])  # type: ignore[union-attr]
+
+
+def test_paths_that_end_shortly_before_what_is_read_may_still_convert(tmp_path: Path) -> None:
+    """Conversions from ``ends`` on are not read, so a path that ends within a window before it is as open as one at the end of the data."""
+    rng = np.random.default_rng(4)
+    shown, seen, orders = company(rng)
+    run = make_project(tmp_path, HELD, tables(rng, shown, seen, orders)).run(["attribution.shop"], record=False)
+    (result,) = [r for r in run.results if r.method == "attribution"]
+    last: dict[int, float] = {}
+    for e in seen:
+        if e.hour is not None and e.hour < 50 * DAY:
+            last[e.unit] = max(e.hour, last.get(e.unit, 0.0))
+    won = {o.unit for o in orders if o.hour is not None and last.get(o.unit, np.inf) <= o.hour < 50 * DAY}
+    still = sum(hour > 40 * DAY and unit not in won for unit, hour in last.items())
+    (check,) = [c for c in result.checks if c.name == "open_paths"]
+    assert check.status == "warn"
+    assert check.detail.startswith(f"{still} paths (")
 
 
 def test_orders_that_are_there_twice_are_not_held_against_an_experiment_that_counts_them_twice(tmp_path: Path) -> None:

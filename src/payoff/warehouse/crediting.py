@@ -475,7 +475,10 @@ class CreditStatements:
             groups=groups,
             codes=len(self.touches.stops),
             starts_us=starts,
-            open_us=self._as_of() - window if known else placeholder("complete_less_window"),
+            # conversions from ends on are not read: there too a path may lead to one that is not seen
+            open_us=(self._as_of() if ends is None else min(self._as_of(), ends)) - window
+            if known
+            else placeholder("complete_less_window"),
         )
         name = f"moves of order {order} to {outcome}, {label}"
         return self._step(name, "all paths, those that lead nowhere too", query, self.touches.readings[0].source)

@@ -198,15 +198,24 @@ def _side(design: JourneyDesign, data: CreditData, sums: FloatArray, tests: Mapp
     """Touchpoints that are credited with something; one with a test is taken whole, those of too few units together."""
     codes: dict[str, list[int]] = {}
     few: list[int] = []
+
+    def held(of: Sequence[int]) -> int:
+        """Hash groups that hold any of their credit: no more than the units behind it."""
+        return int((sums[:, list(of)] != 0).any(axis=1).sum())
+
+    least = min(design.min_cell, 256)
     for stop in data.stops:
         if not sums[:, stop.code].any():
             continue
         if stop.touchpoint in tests:
             codes.setdefault(stop.touchpoint, []).append(stop.code)
-        elif int((sums[:, stop.code] != 0).sum()) < min(design.min_cell, 256):
+        elif held([stop.code]) < least:
             few.append(stop.code)
         else:
             codes.setdefault(stop.label, []).append(stop.code)
+    rest = sorted((label for label in codes if label not in tests), key=lambda label: held(codes[label]))
+    while few and rest and held(few) < least:  # with the next smallest, as else they would be shown after all
+        few += codes.pop(rest.pop(0))
     if few:
         codes[FEW] = few
     return _Side(

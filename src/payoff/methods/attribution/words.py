@@ -250,7 +250,7 @@ def _open(data: CreditData) -> Check:
         return Check("open_paths", "not-run", None, "no model reads paths that lead nowhere")
     share, moves, credit = max(paths, key=lambda p: p[0])
     text = formats.rounded(share, formats.unit("share"))
-    detail = f"{moves.open:,} paths ({text}) are less than {credit.window} old and count as leading nowhere, though they still may"
+    detail = f"{moves.open:,} paths ({text}) end less than {credit.window} before what is read does, and count as leading nowhere, though they may yet convert"
     return Check("open_paths", "warn" if share > _OPEN else "pass", share, detail)
 
 
