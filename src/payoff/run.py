@@ -189,8 +189,11 @@ class Answer:
         if isinstance(self.outcome, Refusal):
             return pa.Table.from_pylist([self.outcome.to_dict()])
         rows = self.to_dict()["estimates" if isinstance(self.outcome, Result) else "inputs"]
-        keys = [k for k in (rows[0] if rows else {}) if not isinstance(rows[0][k], dict | list)]
-        return pa.Table.from_pylist([{k: row[k] for k in keys} for row in rows])
+        # labels differ by estimand (a period, a position), and a period may be a number or a day
+        keys = dict.fromkeys(k for row in rows for k in row if not isinstance(row[k], dict | list))
+        columns = {k: [row.get(k) for row in rows] for k in keys}
+        mixed = {k for k, of in columns.items() if len({isinstance(v, str) for v in of if v is not None}) > 1}
+        return pa.table({k: [str(v) if k in mixed and v is not None else v for v in of] for k, of in columns.items()})
 
     def to_frame(self) -> Any:
         """The same as a pandas DataFrame. Raises MissingExtra where pandas is not installed."""
