@@ -162,12 +162,15 @@ class _Told:
         for edge in self.data.edges:
             by_stop.setdefault(edge.stop, []).append(edge)
         edges: list[FlowEdge] = []
-        hidden = 0
+        hidden, before = 0, self.data.journeys
         for stop, rows in sorted(by_stop.items()):
+            came = sum(e.n for e in rows)
+            # journeys that go no further are a cell too, told by a difference to the stop before and to all
+            ended, before = {max(before - came, 0), max(self.data.journeys - came, 0)}, came
             ranked = sorted(rows, key=lambda e: (-e.units, -e.n, e.source or 0, e.target or 0))
             kept = [e for e in ranked if e.units >= self.design.min_cell]
             lost = ranked[len(kept) :]
-            while kept and 0 < sum(e.units for e in lost) < self.design.min_cell:
+            while kept and any(0 < n + sum(e.units for e in lost) < self.design.min_cell for n in ended):
                 lost.append(kept.pop())
             hidden = max(hidden, sum(e.n for e in lost))
             edges += [self._edge(stop, e) for e in sorted(kept, key=lambda e: -e.n)]
