@@ -1533,15 +1533,11 @@ def attribution_result(
                     if point == "paid_social":
                         add("attributed value per cost", 61.5 * total * share / 41_000, 0.06, "", at)
                         add("cost per attributed conversion", 41_000 / (total * share), 1.9, "USD", at)
-    for k, model in enumerate(models[:3]):
-        labels: dict[str, str | int] = {
-            "model": model,
-            "touchpoint": "(total)",
-            "conversion": conversions[0],
-            "window": windows[0],
-        }
+    for k, (model, point) in enumerate([("", "(total)"), *((m, p) for p in touchpoints[:2] for m in models[:3])]):
+        labels: dict[str, str | int] = {"touchpoint": point, "conversion": conversions[0], "window": windows[0]}
+        labels |= {"model": model} if model else {}
         estimates.append(
-            _described("difference in attributed value per unit", conversions[0], "personalised vs generic", 0.84 - 0.3 * k, Normal(0.21), "USD",
+            _described("difference in attributed value per unit", conversions[0], "personalised vs generic", 0.84 - 0.2 * k, Normal(0.21), "USD",
                        {"personalised": 88_120, "generic": 9_804}, labels)
         )  # fmt: skip
     found = tuple(_reconciled(model, touchpoints) for model in models[:3]) if reconciled else ()

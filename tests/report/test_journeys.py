@@ -342,9 +342,15 @@ def test_credit_by_place_and_arm_against_arm_have_tables_of_their_own() -> None:
     parts = {part.title: part for part in section(run).parts}
     assert parts["Credit by place in the path"].grids[0].heads == ("Touchpoint", "Touch 1", "Touch 2")
     arms = parts["Attributed value, arm against arm"].grids[0]
-    assert arms.rows[0][1].text == "personalised vs generic"
-    assert arms.rows[0][2].quantity is not None
-    assert arms.rows[0][2].quantity.text == "+$0.84"
+    assert "personalised vs generic" in arms.caption
+    assert "units: personalised 88,120, generic 9,804" in arms.caption
+    assert arms.rows[0][0].text == "All that is attributed"
+    assert [cell.quantity.text for row in arms.rows[:2] for cell in row[1:] if cell.quantity is not None] == [
+        *["+$0.84"] * 3,
+        "+$0.64",
+        "+$0.44",
+        "+$0.24",
+    ]
 
 
 def test_attributed_and_incremental_stand_beside_one_another() -> None:

@@ -316,36 +316,46 @@ def _place_parts(places: Sequence[Node]) -> Iterator[Part]:
 
 
 def _arm_parts(arms: Sequence[Node]) -> Iterator[Part]:
-    rows: list[tuple[Cell, ...]] = []
+    """One table for each contrast, conversion and window: touchpoints down, models across; first all that is attributed."""
+    tables: dict[tuple[str, ...], dict[str, dict[str, Quantity]]] = {}
+    units: dict[tuple[str, ...], str] = {}
+    models: dict[str, None] = {}
     for e in arms:
-        quantity = read_quantity(e, formats.unit(e.text("unit", "")), change=True)
-        about = [formats.capital(model_label(e.name("model")))] if e.has("model") else ["All that is attributed"]
+        scope = tuple(isolate(e.name(key)) for key in ("conversion", "window") if e.has(key))
+        about = (isolate(e.text("contrast")), *scope)
         point = e.name("touchpoint") if e.has("touchpoint") else TOTAL
-        about += [label(point)] if point != TOTAL else []
-        scope = [isolate(e.name(key)) for key in ("conversion", "window") if e.has(key)]
-        n = "; ".join(f"{isolate(formats.clean(str(a)))} {formats.count(int(c))}" for a, c in e.node("n").data.items())
-        rows.append(
-            (
-                Cell(", ".join(about) or "All", note=", ".join(scope)),
-                Cell(isolate(e.text("contrast"))),
-                Cell("", quantity),
-                Cell(n),
-            )
+        model = e.name("model") if e.has("model") else ""
+        models |= {model: None} if model else {}
+        quantity = read_quantity(e, formats.unit(e.text("unit", "")), change=True)
+        tables.setdefault(about, {}).setdefault(point, {})[model] = quantity
+        units[about] = ", ".join(
+            f"{isolate(formats.clean(str(a)))} {formats.count(int(c))}" for a, c in e.node("n").data.items()
         )
-    if rows:
+    columns = list(models) or [""]
+    heads = [formats.capital(model_label(m)) if m else "Difference" for m in columns]
+    grids: list[Grid] = []
+    for about, points in tables.items():
+        named = ", ".join(dict.fromkeys(q.interval_name for of in points.values() for q in of.values()))
+        rows = [
+            (
+                Cell("All that is attributed" if point == TOTAL else label(point)),
+                [figure(of.get(m) or of.get(""), without="no difference") for m in columns],
+            )
+            for point, of in sorted(points.items(), key=lambda kv: kv[0] != TOTAL)
+        ]
+        caption = (
+            f"Difference in attributed value per unit, {', '.join(about)}, with its {named} (units: {units[about]})"
+        )
+        grids += across(caption, "Touchpoint", heads, rows, "" if not grids else "The other contrasts and windows")
+    if grids:
         yield Part(
             "Attributed value, arm against arm",
             (
                 "What was attributed per unit in each arm, of all touches, personalised or not, compared. It is a difference in"
                 " attributed value, not in value.",
             ),
-            (Grid(f"Difference in attributed value per unit, with its {_arm_interval(rows)}",
-                  ("Model", "Contrast", "Difference", "Units"), tuple(rows)),),
-        )  # fmt: skip
-
-
-def _arm_interval(rows: Sequence[tuple[Cell, ...]]) -> str:
-    return ", ".join(dict.fromkeys(q.interval_name for row in rows for c in row if (q := c.quantity) is not None))
+            tuple(grids),
+        )
 
 
 # ---------------------------------------------------------------- attributed and incremental
