@@ -278,8 +278,9 @@ def polars(folder: Path, task: str) -> Figures:
         pairs = pl.scan_parquet(folder / "pairs.parquet").select("user_id", "device_id").unique().collect()
         ids = pl.concat([pairs["user_id"], pairs["device_id"]]).unique()
         code = pl.DataFrame({"id": ids, "n": pl.int_range(len(ids), eager=True)})
-        a = pairs.join(code, left_on="user_id", right_on="id")["n"].to_numpy()
-        b = pairs.join(code, left_on="device_id", right_on="id")["n"].to_numpy()
+        coded = pairs.join(code.rename({"n": "a"}), left_on="user_id", right_on="id")
+        coded = coded.join(code.rename({"n": "b"}), left_on="device_id", right_on="id")
+        a, b = coded["a"].to_numpy(), coded["b"].to_numpy()
         root = np.arange(len(ids))
         while True:  # the smallest neighbour, and the neighbour's own smallest, until nothing moves
             before = root.copy()
