@@ -264,3 +264,13 @@ def test_orders_that_are_there_twice_are_not_held_against_an_experiment_that_cou
     (check,) = [c for c in result.checks if c.name == "reconciled"]
     assert check.status == "warn"
     assert "rows of orders repeat an id, which credit counts once and holdout every time" in check.detail
+
+
+def test_a_conversion_dated_by_the_day_comes_before_what_led_to_it_that_day_and_that_is_said(tmp_path: Path) -> None:
+    days = "CREATE TABLE by_day AS SELECT * REPLACE (CAST(t AS DATE) AS t) FROM orders; DROP TABLE orders; ALTER TABLE by_day RENAME TO orders;"
+    kinds = ["BIGINT"] * 5
+    project = make_project(tmp_path, DEFINITIONS, TABLES.format(*kinds) + days)
+    for result in project.run(["attribution.shop", "paths.ways"], record=False).results:
+        (clock,) = [c for c in result.checks if c.name == "clock"]
+        assert clock.status == "warn"
+        assert "orders tells days and no times, and a day counts as its midnight" in clock.detail

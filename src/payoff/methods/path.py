@@ -13,6 +13,7 @@ from payoff.result import Assumption, Check, Closer, Flow, FlowEdge, Refusal, Re
 from payoff.spec.journeys import JourneyDesign
 from payoff.spec.nouns import Journey, format_duration
 from payoff.stats.proportion import clustered_count, clustered_share
+from payoff.warehouse.events import dated
 from payoff.warehouse.paths import FLOW_STOPS, EdgeCount, PathCount, PathData, Wait
 from payoff.warehouse.sources import from_us
 
@@ -345,10 +346,12 @@ def _clock(data: PathData) -> Check:
         for name, p in data.sources.items()
         if p.without_time or p.before_1970 or p.ahead
     }
-    if not wrong:
+    days = dated(data.sources)
+    if not wrong and not days:
         return Check("clock", "pass", 0.0, "every row has a time between 1970 and now")
     said = "; ".join(
         f"of {name} {none:,} rows without a time, {old:,} before 1970, {ahead:,} in the future"
         for name, (none, old, ahead) in wrong.items()
     )
-    return Check("clock", "warn", float(sum(map(sum, wrong.values()))), f"{said}: they are on no path")
+    parts = [*([f"{said}: they are on no path"] if wrong else []), *([days] if days else [])]
+    return Check("clock", "warn", float(sum(map(sum, wrong.values()))), "; ".join(parts))

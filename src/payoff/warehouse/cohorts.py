@@ -741,6 +741,7 @@ def _spending_profile(catalog: Catalog, statements: _Statements, run: _Run, left
         through_us=last if declared is None or view.clock is None else to_us(declared, view.clock.zone),
         fingerprint=catalog.fingerprint(view.relation),
         beneath=(),
+        dates=view.clock is not None and view.clock.kind == "DATE",
         **lost,
     )
     left_out |= out.left_out()

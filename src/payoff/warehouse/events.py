@@ -28,7 +28,7 @@ class EventProfile:
 
     ``through_us`` is up to when the source is complete: what it declares, else its latest row.
     ``repeated``: rows whose declared id was seen before (None: it was not looked for); they enter once. ``beneath``: of a source of
-    sessions, why rows that these are made of are in none.
+    sessions, why rows that these are made of are in none. ``dates``: its times are dates, which count as midnight.
     """
 
     source: str
@@ -43,6 +43,7 @@ class EventProfile:
     fingerprint: str
     repeated: int | None = None
     beneath: tuple[tuple[str, int], ...] = ()
+    dates: bool = False
 
     def left_out(self) -> Mapping[str, int]:
         """Why rows did not enter, in words that name the source, with counts above zero."""
@@ -54,6 +55,17 @@ class EventProfile:
             f"rows of {self.source} that repeat an id": self.repeated or 0,
         }
         return {reason: n for reason, n in (*said.items(), *self.beneath) if n}
+
+
+def dated(profiles: Mapping[str, EventProfile]) -> str:
+    """What dates for times do to an order in time, in words; "" where there are none."""
+    dates = [name for name, p in profiles.items() if p.dates]
+    if not dates:
+        return ""
+    named = f"{', '.join(dates)} tell{'s' if len(dates) == 1 else ''} days and no times"
+    if len(dates) == len(profiles):
+        return f"{named}: what happened on one day is not told apart, and counts as at once"
+    return f"{named}, and a day counts as its midnight: what others time on that day comes after it; give it a time with hours"
 
 
 def clock_us(view: View) -> exp.Expr:
@@ -203,6 +215,7 @@ def profile(
             fingerprint=catalog.fingerprint(view.relation),
             repeated=None if found["repeated"] is None else int(found["repeated"]),
             beneath=below,
+            dates=view.clock is not None and view.clock.kind == "DATE",
             **lost,
         ),
         [*steps, *more],

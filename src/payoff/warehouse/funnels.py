@@ -259,6 +259,7 @@ class _Reader:
                 last_us=last,
                 fingerprint=self._funnel.catalog.fingerprint(view.relation),
                 beneath=(),
+                dates=view.clock is not None and view.clock.kind == "DATE",
                 **lost,
             )
             left_out |= linked.left_out()

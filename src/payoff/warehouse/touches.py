@@ -182,6 +182,7 @@ class Reading:
             fingerprint=catalog.fingerprint(self.view.relation),
             repeated=repeated,
             beneath=below,
+            dates=self.view.clock is not None and self.view.clock.kind == "DATE",
             **lost,
         )
         return steps

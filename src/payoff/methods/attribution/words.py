@@ -12,7 +12,7 @@ from payoff.spec.nouns import Attribution
 from payoff.stats import credit as stats
 from payoff.stats.credit import Cells
 from payoff.warehouse.credited import CreditData
-from payoff.warehouse.events import EventProfile
+from payoff.warehouse.events import EventProfile, dated
 
 CHECKS = (
     "conserved",
@@ -151,7 +151,8 @@ def _clock(data: CreditData) -> Check:
             if n:
                 parts.append(f"{n:,} rows of {name} are {what if what.startswith('without') else f'dated {what}'}")
     detail = "; ".join(parts) + ": they are left out" if parts else "every row has a time between 1970 and now"
-    return Check("clock", "warn" if parts else "pass", None, detail)
+    days = dated(_profiles(data))
+    return Check("clock", "warn" if parts or days else "pass", None, f"{detail}; {days}" if days else detail)
 
 
 def _channels(design: JourneyDesign, data: CreditData, shown: Sequence[Shown]) -> Check:
