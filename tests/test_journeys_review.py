@@ -274,3 +274,31 @@ def test_a_conversion_dated_by_the_day_comes_before_what_led_to_it_that_day_and_
         (clock,) = [c for c in result.checks if c.name == "clock"]
         assert clock.status == "warn"
         assert "orders tells days and no times, and a day counts as its midnight" in clock.detail
+
+
+def test_a_test_of_those_who_are_reached_alone_is_said_to_be_taken_for_all(tmp_path: Path) -> None:
+    """Its difference is per unit that it tested; the treated are many more."""
+    rng = np.random.default_rng(5)
+    text = HELD.replace(
+        "mail: {source: seen, where: \"surface = 'mail'\"}",
+        "mail: {source: seen, where: \"surface = 'mail'\", experiment: mailed}",
+    )
+    text = text.replace(
+        "    experiments:\n",
+        "    experiments:\n      mailed: {assignment: {source: mailing, variant: arm, control: none}, primary: spend}\n",
+    ).replace("      shown:  {", "      mailing: {table: mailing, time: t, entity: {user: who}}\n      shown:  {")
+    mailing = """
+        CREATE TABLE mailing AS SELECT 'u' || (2 * i) AS who, TIMESTAMP '2026-01-11' AS t, CASE WHEN i % 2 = 0 THEN 'none' ELSE 'mail' END AS arm
+        FROM range(40) r(i);
+        UPDATE seen SET chosen = true WHERE surface = 'mail';
+    """
+    text = text.replace("surface = 'mail'\", experiment", "surface = 'mail'\", personalised: chosen, experiment")
+    run = make_project(tmp_path, text, tables(rng, *company(rng)) + mailing).run(["attribution.shop"], record=False)
+    (result,) = [r for r in run.results if r.method == "attribution"]
+    (check,) = [c for c in result.checks if c.name == "reconciled"]
+    assert "the test of mail is of 40 units, and its difference per unit is taken for all " in check.detail
+    linear = {r.model: r for r in result.closer.reconciliation}["linear"]
+    assert {r.touchpoint: r.by for r in linear.rows if r.by != "not personalised"} == {
+        "recs": "remainder",
+        "mail": "own experiment",
+    }

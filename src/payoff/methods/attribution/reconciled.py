@@ -28,6 +28,9 @@ _WITHOUT = {
 }
 _OFF = 0.001
 """Share of units or of rows by which credit and experiment may differ in what they are of."""
+_LIKE = 0.9
+_DOUBTS = ("dates", "contamination")
+"""Checks of an experiment whose warning says that its total is not what the credit is held against."""
 _RULE = (
     "{what} for conversions of the treated at or after exposure, by touches that were personalised in the {window} before;"
     " the experiment's difference per unit times the treated units is spread over them in proportion to their credit"
@@ -65,7 +68,8 @@ def reconcile(
         return [], Check("reconciled", "warn", None, f"the credit is not held against {name}: {why}")
     longest = max(credit.window_us for credit in data.credits)
     out: list[Reconciliation] = []
-    notes = [f"{name} fails its own check {c.name} ({c.detail})" for c in incremental.failed()]
+    doubted = [c for c in incremental.checks if c.status == "fail" or (c.status == "warn" and c.name in _DOUBTS)]
+    notes = [f"{name} itself does not pass its check {c.name} ({c.detail})" for c in doubted]
     notes += [f"{model} {_WITHOUT[kind]}" for model, kind in data.models.items() if kind in _WITHOUT]
     for credit in (c for c in data.credits if c.window_us == longest):
         metric = _metric(declared, credit.outcome)
@@ -150,6 +154,7 @@ def _of_arm(
             notes.append(test)
         else:
             tests[touchpoint] = test
+            notes += _others(touchpoint, result, metric, units)
     valued = data.totals[credit.outcome].valued
     chosen_of, other_of = (arm.chosen_worth, arm.other_worth) if valued else (arm.chosen, arm.other)
     unit = design.currency if valued else "conversions"
@@ -230,6 +235,17 @@ def _own_test(touchpoint: str, result: Result | Refusal, metric: str, units: int
     if len(found) != 1:
         return f"the test of {touchpoint} has {len(found)} differences in {metric}, and its credit is held against one"
     return _shown(found[0], units)
+
+
+def _others(touchpoint: str, result: Result | Refusal, metric: str, units: int) -> list[str]:
+    """A test of far fewer units than the treated may be of those that come to the touchpoint at all, whom it does more to."""
+    n = sum(e.n[arm] for e in _differences(result, metric) for arm in e.n) if isinstance(result, Result) else 0
+    if n >= _LIKE * units:
+        return []
+    return [
+        f"the test of {touchpoint} is of {n:,} units, and its difference per unit is taken for all {units:,} treated: too much, if"
+        " only those were tested whom it reaches"
+    ]
 
 
 def _span(interval: stats.Interval | None) -> Span | None:
