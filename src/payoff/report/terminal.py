@@ -47,6 +47,9 @@ def render(figures: Figures, console: Console, *, brief: bool = False) -> None:
     _Printer(console, brief).print(figures)
 
 
+_BRIEF_CELLS = 30
+
+
 class _Printer:
     def __init__(self, console: Console, brief: bool) -> None:
         self.console = console
@@ -201,8 +204,7 @@ class _Printer:
             self._effect(effect, s.withheld)
         if s.programme is not None:
             self._programme(s.programme)
-        shown = [p for p in s.parts if any(not g.folded for g in p.grids)]
-        for part in shown[: (1 if s.journey is not None else 0)] if self.brief else s.parts:
+        for part in self._short(s) if self.brief else s.parts:
             self._whole_part(part)
         if not self.brief:
             self._arms(s)
@@ -229,6 +231,11 @@ class _Printer:
             self._space()
             self._line("Not answered here", 2, "bold")
             self._refusals(s.refusals, 2)
+
+    def _short(self, s: Section) -> list[GridPart]:
+        """A journey's leading table, where it is short enough to be a finding."""
+        shown = [p for p in s.parts if any(not g.folded for g in p.grids)][: 0 if s.journey is None else 1]
+        return [p for p in shown if sum(len(g.rows) * len(g.heads) for g in p.grids if not g.folded) <= _BRIEF_CELLS]
 
     def _effect(self, e: Effect, withheld: bool) -> None:
         self._space()
