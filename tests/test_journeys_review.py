@@ -302,3 +302,18 @@ def test_a_test_of_those_who_are_reached_alone_is_said_to_be_taken_for_all(tmp_p
         "recs": "remainder",
         "mail": "own experiment",
     }
+
+
+def test_what_few_of_an_arm_met_is_not_had_by_difference_either(tmp_path: Path) -> None:
+    few = "DELETE FROM carts WHERE u % 2 = 1 AND u > 30;"
+    project = make_project(tmp_path, DEFINITIONS, TABLES.format(*["BIGINT"] * 5) + few, "defaults: {min_cell: 20}\n")
+    (result,) = [r for r in project.run(["attribution.shop"], record=False).results if r.method == "attribution"]
+    told = {str(e.labels["touchpoint"]) for e in result.estimates if e.estimand.startswith("difference in attributed")}
+    # of generic 1 to 15 units met a cart; the total less both others would be their credit
+    assert "cart" in {str(e.labels["touchpoint"]) for e in result.estimates if e.estimand == "attributed value"}
+    assert "(total)" in told
+    assert "cart" not in told
+    assert len(told & {"recs", "search"}) == 1
+    hidden = [r for r in result.refusals if "personal vs generic, " in r.name]
+    assert len(hidden) == 2
+    assert all("fewer than 20 units of an arm are behind it" in r.reason for r in hidden)

@@ -57,23 +57,34 @@ def _differences(
     design: JourneyDesign, part: Shown, arm: ArmCredit, control: ArmCredit
 ) -> tuple[list[Estimate], Mapping[str, str]]:
     """The differences that there are, and why there is none of the others, by what they are of."""
-    if min(arm.n, control.n) < design.min_cell:
-        return [], {"all": f"an arm has fewer than {design.min_cell:,} units"}
+    least = design.min_cell
+    if min(arm.n, control.n) < least:
+        return [], {"all": f"an arm has fewer than {least:,} units"}
+
+    def few(codes: Sequence[int]) -> bool:
+        """Are so few units of an arm behind these that no figure is shown of them?"""
+        return any(0 < max(int(of.behind[c]) for c in codes) < least for of in (arm, control))
+
+    met = [c for group in part.groups for c in group if arm.behind[c] or control.behind[c]]
+    if met and few(met):
+        return [], {"all": f"fewer than {least:,} units of an arm are credited"}
     estimates: list[Estimate] = []
     why: dict[str, str] = {}
     try:
         estimates.append(_difference(design, part, arm, control, arm.total, control.total, {"touchpoint": TOTAL}))
     except ValueError as error:
         why["all that is attributed"] = str(error)
-    for label, group in zip(part.labels, part.groups, strict=True):
-        if len(group) > 1:  # touchpoints of too few units have no difference of their own, nor one together
-            continue
-        (code,) = group
-        behind = (int(arm.behind[code]), int(control.behind[code]))
-        if not any(behind):
-            continue  # no unit of either arm met it
-        if any(0 < n < design.min_cell for n in behind):
-            why[label] = f"fewer than {design.min_cell:,} units of an arm are behind its credit"
+    # touchpoints of too few units that are taken together have no difference of their own, nor one together
+    alone = {g[0]: label for label, g in zip(part.labels, part.groups, strict=True) if len(g) == 1 and g[0] in met}
+    hidden = [c for c in met if c not in alone or few([c])]
+    rest = sorted((c for c in alone if c not in hidden), key=lambda c: int(min(arm.behind[c], control.behind[c])))
+    while hidden and rest and few(hidden):  # else what is hidden is all less what is shown
+        hidden.append(rest.pop(0))
+    for code, label in alone.items():
+        if code in hidden:
+            why[label] = (
+                f"fewer than {least:,} units of an arm are behind it, or behind what would be told by difference"
+            )
             continue
         flat = []
         for model, theirs in arm.per_unit.items():
