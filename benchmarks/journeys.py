@@ -92,18 +92,18 @@ TITLES = {
 AIMS = {"rules": 6.0, "funnel": 12.0, "retention": 4.0, "markov": 8.0}
 
 
-def project(task: str) -> str:
+def project(task: str, limit: str) -> str:
     entities = "{user: {id: user_id}}"
     text = PROJECTS[task]
     if task == "identity":
         entities = "{user: {id: user_id, aliases: [device_id], identity: {source: pairs, max_size: 1000}}}"
         text = "  few: {file: ../few.parquet, time: ts, entity: {user: any_id}}\n" + text
-        head = SOURCES.format(limit=LIMIT, entities=entities)
+        head = SOURCES.format(limit=limit, entities=entities)
         return (
             head.replace("touchpoints:\n  channel: {source: events, where: \"name = 'touch'\", by: channel}\n", "")
             + text
         )
-    return SOURCES.format(limit=LIMIT, entities=entities) + text
+    return SOURCES.format(limit=limit, entities=entities) + text
 
 
 # ---------------------------------------------------------------- data
@@ -316,12 +316,12 @@ def contest_channel(folder: Path, task: str) -> Figures:
 CONTESTANTS: dict[str, Callable[[Path, str], Figures]] = {"scan": scan, "payoff": payoff, "polars": polars}
 
 
-def prepared(folder: Path, users: int, events: int, bots: bool) -> Path:
+def prepared(folder: Path, users: int, events: int, bots: bool, limit: str = LIMIT) -> Path:
     folder = folder / f"journeys-{users}-{events}{'-bots' if bots else ''}"
     folder.mkdir(parents=True, exist_ok=True)
     for task in PROJECTS:
         (folder / task).mkdir(exist_ok=True)
-        (folder / task / "payoff.yml").write_text(project(task))
+        (folder / task / "payoff.yml").write_text(project(task, limit))
     stamp = folder / "made"
     if not stamp.exists():
         print(f"making {events:,} events of {users:,} users in {folder} ...", file=sys.stderr)
@@ -415,10 +415,10 @@ def channel_attribution(folder: Path, interpreter: str, tasks: list[str]) -> Non
         print(f"ChannelAttribution, {task}: {took:.2f} s on ready-made paths, peak {peak:.0f} MiB")
 
 
-def growth(data: Path, sizes: list[int], tasks: list[str]) -> None:
+def growth(data: Path, sizes: list[int], tasks: list[str], limit: str) -> None:
     print(f"{'task':38}{'events':>14}{'scan s':>9}{'payoff s':>10}{'x scan':>8}{'peak MiB':>10}")
     for events in sizes:
-        folder = prepared(data, max(events // 20, 1000), events, False)
+        folder = prepared(data, max(events // 20, 1000), events, False, limit)
         for task in tasks:
             base, ours = (contest(n, task, folder) for n in ("scan", "payoff"))
             print(
@@ -436,6 +436,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--data", type=Path, default=HERE / "data")
     parser.add_argument("--contestants", default="scan,payoff,polars")
+    parser.add_argument("--limit", default=LIMIT, help="what payoff's engine may use in growth")
     parser.add_argument("--channel-attribution", metavar="PYTHON", help="an interpreter that has ChannelAttribution")
     parser.add_argument("--bots", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--contestant", help=argparse.SUPPRESS)
@@ -466,7 +467,7 @@ def main() -> None:
         f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}; medians of {arguments.repeats}"
     )
     if "growth" in arguments.tasks:
-        growth(arguments.data, sizes, named)
+        growth(arguments.data, sizes, named, arguments.limit)
     elif "bots" in arguments.tasks:
         for bots in (False, True):
             print("with 20 users who hold 2% of the rows" if bots else "without them")
