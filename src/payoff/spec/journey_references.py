@@ -35,7 +35,7 @@ class JourneyChecker:
         for name, touchpoint in self.spec.touchpoints.items():
             self.touchpoint(name, touchpoint)
         for full, journey in self.project.journeys().items():
-            section, name = full.split(".")
+            section, _, name = full.partition(".")  # a name with a dot is told elsewhere
             self.journey(section, name, journey)
 
     # ------------------------------------------------------------ sources

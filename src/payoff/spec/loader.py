@@ -461,7 +461,7 @@ class LoadedProject:
             elif touchpoint.cost is not None:
                 yield SqlFragment((*at, "cost"), touchpoint.cost, touchpoint.source)
         for full, journey in self.journeys().items():
-            for piece in _journey_fragments(tuple(full.split(".")), journey):
+            for piece in _journey_fragments(tuple(full.split(".", 1)), journey):
                 # by: device is short for by: {column: device}
                 yield piece if self.positions.has(*piece.path) else piece._replace(path=piece.path[:-1])
 

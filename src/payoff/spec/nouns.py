@@ -970,8 +970,8 @@ def _model(raw: object) -> object:
         ((kind, given),) = raw.items()
         if kind == "position" and isinstance(given, list | tuple):
             given = {"weights": given}
-        if kind == "custom" and isinstance(given, str):
-            given = {"weight": given}
+        if kind == "custom" and isinstance(given, str | int | float):  # YAML reads 1 as a number
+            given = {"weight": str(given)}
         if not isinstance(given, dict):
             raise ValueError(f"{shown(kind)} takes a map, such as {{time_decay: {{half_life: 7d}}}}")
         return {**given, "kind": kind}
