@@ -84,7 +84,7 @@ def test_engagement_cart_checkout_order_kept(tmp_path: Path) -> None:
     times = [3600 + i for i in range(0, 240, 2)]
     assert (cart.value, cart.low, cart.high) == (np.median(times), times[ranks[0] - 1], times[ranks[1] - 1])
     assert result.finding == (
-        "Of 240 users who entered, 20.8% (16.2% to 26.4%) reached 'kept' ('orders' within 7d, and no row of returns in the 30d after);"
+        "Of 240 users who entered, 20.8% (95% interval 16.2% to 26.4%) reached 'kept' ('orders' within 7d, and no row of returns in the 30d after);"
         " the largest loss is between 'engagement' and"
         " 'carts': 120, or 50.0% (43.7% to 56.3%) of those at the former. 10 more are still inside their window and are not counted."
     )

@@ -83,7 +83,7 @@ def test_counts_shares_and_time_each_with_its_interval() -> None:
     assert all(e.low <= e.value <= e.high for e in result.estimates)
     assert values(result, "median time to convert") == {ALL: 7200.0}
     assert result.left_out == {"journeys on other paths, or on paths of too few units to be shown": 100}
-    assert "50.0% (46.9% to 53.1%) came by ad, the most common path in the 7d before" in result.finding
+    assert "50.0% (95% interval 46.9% to 53.1%) came by ad, the most common path in the 7d before" in result.finding
     assert "15.0% (12.9% to 17.3%) met no touchpoint" in result.finding
     assert (result.method, result.verdict, result.grade) == ("path", "descriptive", "")
     assert len({(e.estimand, e.contrast) for e in result.estimates}) == len(result.estimates)

@@ -249,7 +249,8 @@ def _finding(
     if last in shown:
         low, high = wilson(total[-1], total[0], design.level)
         text = formats.written(total[-1] / total[0], low, high, share)
-        said += f"{text.value} ({text.range}) reached {_quoted(data.labels[-1])}{to_last}"
+        ends = f"{formats.level(design.level)} interval {text.range}"
+        said += f"{text.value} ({ends}) reached {_quoted(data.labels[-1])}{to_last}"
     else:
         said += f"too few to be shown reached {_quoted(data.labels[-1])}{to_last}"
     if waited is not None and last_step.without is not None:

@@ -213,7 +213,9 @@ class _Told:
         if self.paths:
             top = self._name(self.paths[0])
             way = "came by" if to else "went by"
-            said += f"{written(shares[top], share)} {way} {top}, the most common path {within}"
+            first = formats.written(shares[top].value, shares[top].low, shares[top].high, share)
+            ends = f"{formats.level(self.design.level)} interval {first.range}"
+            said += f"{first.value} ({ends}) {way} {top}, the most common path {within}"
         else:
             said += f"no path {within} is of enough units to be shown"
         if NONE in shares:

@@ -222,7 +222,7 @@ def credit_estimates(design: JourneyDesign, data: CreditData, shown: Shown) -> I
             "share of conversions": 1.0 / float(total.conversions.sum()),
             "share of value": 1.0 / float(total.conversions.sum()),
         }
-        labels = [*shown.labels, *([REST] if _rest_is_shown(design, credit) else [])]
+        labels = [*shown.labels, *([REST] if rest_is_shown(design, credit) else [])]
         for cells, estimand, unit in kinds:
             for at, label in enumerate(labels):
                 n = {"conversions without a touch": int(credit.unattributed.sum())}
@@ -241,7 +241,7 @@ def credit_estimates(design: JourneyDesign, data: CreditData, shown: Shown) -> I
     yield from _positions(design, data, shown)
 
 
-def _rest_is_shown(design: JourneyDesign, credit: Credit) -> bool:
+def rest_is_shown(design: JourneyDesign, credit: Credit) -> bool:
     return not 0 < credit.unattributed.sum() < design.min_cell
 
 

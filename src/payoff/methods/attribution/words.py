@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from payoff import formats
-from payoff.methods.attribution.cells import FEW, Shown, spread_of
+from payoff.methods.attribution.cells import FEW, Shown, rest_is_shown, spread_of
 from payoff.result import Check, CheckStatus, Reconciliation
 from payoff.spec.journeys import JourneyDesign
 from payoff.spec.nouns import Attribution
@@ -53,7 +53,7 @@ def finding(design: JourneyDesign, data: CreditData, shown: Shown, reconciliatio
     first = next(iter(cells))
     at = max(range(len(shown.labels)), key=lambda i: float(cells[first].value[i]))
     said = [
-        f"{first} credits {shown.labels[at]} with {_share(design, shown, cells[first], at)} of the {what} of"
+        f"{first} credits {shown.labels[at]} with {_share(design, shown, cells[first], at, named=True)} of the {what} of"
         f" {formats.human(shown.credit.outcome)}"
     ]
     others = [(name, c) for name, c in cells.items() if name != first]
@@ -67,11 +67,10 @@ def finding(design: JourneyDesign, data: CreditData, shown: Shown, reconciliatio
         gap, widest = max(gaps)
         text = formats.rounded(gap, formats.unit("share"), change=True).lstrip("+")
         disagree = f"The models disagree by up to {text} (over {shown.labels[widest]})"
-    rest = _share(design, shown, cells[first], len(shown.labels))
-    sentence = (
-        "; ".join(said)
-        + f". {rest} of it is attributed to nothing, having no touch in the {shown.credit.window} before."
-    )
+    sentence = f"{'; '.join(said)}."
+    if rest_is_shown(design, shown.credit):
+        rest = _share(design, shown, cells[first], len(shown.labels))
+        sentence += f" {rest} of it is attributed to nothing, having no touch in the {shown.credit.window} before."
     if others:
         sentence += f" {disagree}."
     sentence = formats.capital(sentence)
@@ -90,11 +89,12 @@ def _counted(shown: Shown) -> str:
     )
 
 
-def _share(design: JourneyDesign, shown: Shown, cells: Cells, at: int) -> str:
+def _share(design: JourneyDesign, shown: Shown, cells: Cells, at: int, named: bool = False) -> str:
     value, one = float(cells.value[at]), 1.0 / float(shown.total.conversions.sum())
     low, high = spread_of(cells, at, one, design.level, share=True).interval(value, design.level)
     text = formats.written(value, min(low, value), max(high, value), formats.unit("share"))
-    return f"{text.value} ({text.range})" if low < high else text.value
+    said = f"{formats.level(design.level)} interval " if named else ""
+    return f"{text.value} ({said}{text.range})" if low < high else text.value
 
 
 # ---------------------------------------------------------------- checks
