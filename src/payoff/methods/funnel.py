@@ -13,6 +13,7 @@ from payoff.result import Assumption, Check, Refusal, Result
 from payoff.spec.journeys import JourneyDesign
 from payoff.spec.nouns import Funnel, format_duration
 from payoff.stats.proportion import order_statistic_ranks, poisson_count, wilson
+from payoff.warehouse.events import dated
 from payoff.warehouse.funnels import FunnelData, Reached
 from payoff.warehouse.sources import from_us
 
@@ -359,9 +360,12 @@ def _clock(data: FunnelData) -> Check:
             f"{', '.join(data.days)} tells days, and of two steps that read one source the later comes strictly later: what happens"
             " on one day is not told apart and does not count; give it a time with hours"
         )
-    elif data.dates:
+    mixed = 0 < len(data.dates) < len(data.sources)
+    if mixed:
+        said.append(dated(data.sources))
+    elif data.dates and not data.days:
         said.append(f"{', '.join(data.dates)} tells days: steps of one day count as in order")
-    if wrong or data.days:
+    if wrong or data.days or mixed:
         return Check("clock", "warn", float(sum(wrong.values())), "; ".join(said))
     return Check("clock", "pass", 0.0, "; ".join(["every row has a time between 1970 and now", *said]))
 
