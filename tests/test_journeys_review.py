@@ -317,3 +317,13 @@ def test_what_few_of_an_arm_met_is_not_had_by_difference_either(tmp_path: Path) 
     hidden = [r for r in result.refusals if "personal vs generic, " in r.name]
     assert len(hidden) == 2
     assert all("fewer than 20 units of an arm are behind it" in r.reason for r in hidden)
+
+
+def test_a_source_that_ends_long_before_the_others_is_named(tmp_path: Path) -> None:
+    late = "DELETE FROM carts WHERE t > TIMESTAMP '2026-01-05'; INSERT INTO seen SELECT 9000 + i, i, TIMESTAMP '2026-02-10', 'recs', true FROM range(9) r(i);"
+    project = make_project(tmp_path, DEFINITIONS, TABLES.format(*["BIGINT"] * 5) + late)
+    found = {r.name: r for r in project.run(["funnels.kept", "cohorts.weeks"], record=False).results}
+    for name, check in (("funnels.kept", "steps"), ("cohorts.weeks", "matured")):
+        (told,) = [c for c in found[name].checks if c.name == check]
+        assert told.status == "warn"
+        assert "carts ends at 2026-01-0" in told.detail

@@ -317,7 +317,17 @@ def _matured(design: JourneyDesign, data: FunnelData, entered: int, who: str) ->
     )
 
 
+def _behind(data: FunnelData) -> list[str]:
+    """Sources whose rows end more than a window before what the others go up to."""
+    if data.as_of_us is None or data.window_us is None:
+        return []
+    ends = {name: p.through_us for name, p in data.sources.items() if p.through_us is not None}
+    as_of, window = data.as_of_us, data.window_us
+    return [f"{name} ends at {formats.moment(from_us(us))}" for name, us in ends.items() if us < as_of - window]
+
+
 def _steps(data: FunnelData, who: str) -> Check:
+    behind = _behind(data)
     empty = [data.labels[p.position - 1] for p in data.precedence if p.rows == 0]
     if not data.precedence:
         return Check("steps", "not-run", None, "no step but the first is told by rows that come after")
@@ -327,6 +337,14 @@ def _steps(data: FunnelData, who: str) -> Check:
             "warn",
             float(len(empty)),
             f"no row in the time of the funnel is {', '.join(map(_quoted, empty))}: look at its source and where",
+        )
+    if behind and data.as_of_us is not None:
+        return Check(
+            "steps",
+            "warn",
+            float(len(behind)),
+            f"{', '.join(behind)}, and the data goes to {formats.moment(from_us(data.as_of_us))}: whose time has passed since has no row of it,"
+            " and counts as lost there (of what is without such rows, as kept). Load it, or say up to when it is complete: through: TIME",
         )
     return Check("steps", "pass", 0.0, f"every step has rows of some {who}")
 

@@ -53,11 +53,28 @@ class Checks:
             )
         if partly:
             said += f"; {partly} cells are over a part of their cohort: the units whose period is over"
+        behind = self._behind()
+        if behind:
+            said += f"; {', '.join(behind)}: later periods have no row of it, and count as if nothing happened. Load it, or say through: TIME"
         units = sum(c.units for c in cohorts)
         first = sum(c.eligible[0] for c in cohorts)
         if first * 2 < units:
             said += f"; period 0 is over for {first:,} of {units:,} units alone"
-        return Check("matured", "warn" if first * 2 < units else "pass", float(partly), said)
+        return Check("matured", "warn" if behind or first * 2 < units else "pass", float(partly), said)
+
+    def _behind(self) -> list[str]:
+        """Sources of what units do whose rows end more than a period before what is read does."""
+        as_of, period = self.data.as_of_us, self.data.edges_us[1] - self.data.edges_us[0]
+        wanted = (self.declared.activity, None if self.declared.revenue is None else self.declared.revenue.event)
+        names = {event.source for event in wanted if event is not None}
+        ends = {p.source: p.through_us for p in self.data.sources.values() if p.source in names}
+        if as_of is None:
+            return []
+        return [
+            f"{name} ends at {formats.moment(from_us(us))}"
+            for name, us in ends.items()
+            if us is not None and us < as_of - period
+        ]
 
     def _size(self) -> Check:
         small = [c for c in self.shown if c.units < _FEW]
