@@ -454,6 +454,21 @@ def test_weights_that_are_none(tmp_path: Path, weight: str, reason: str) -> None
     assert any(reason in r.reason for r in beside.refusals)
 
 
+def test_what_leads_to_a_touchpoint_has_credit_of_a_chain_though_no_buyer_met_it(tmp_path: Path) -> None:
+    """Two buy after seo; one goes from ads to seo and does not. Without seo none buys, without ads 4/9 in place of 2/3 do: the
+    removal effects 1 and 1/3 share two conversions, and credit adds up to them."""
+    extra = """
+    DELETE FROM orders WHERE order_id > 4; DELETE FROM visits;
+    INSERT INTO visits VALUES (1, 0, 'seo', '2026-03-09'), (2, 4, 'seo', '2026-03-09'), (3, 7, 'ads', '2026-03-01'),
+      (4, 7, 'seo', '2026-03-02');
+    """
+    found = result(small(tmp_path, extra), "attribution.credit")
+    assert credited(found, "markov") == pytest.approx(
+        {"web: seo": 1.5, "web: ads": 0.5, "(unattributed)": 0, "(total)": 2}
+    )
+    assert credited(found, "last") == {"web: seo": 2, "web: ads": 0, "(unattributed)": 0, "(total)": 2}
+
+
 def test_a_step_that_repeats(tmp_path: Path) -> None:
     with pytest.raises(DefinitionError, match="the step 'visits' is there twice"):
         small(tmp_path / "twice", swap={"[visits, carts, orders]": "[visits, visits, orders]"})

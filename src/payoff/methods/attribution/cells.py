@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 
 import numpy as np
@@ -68,7 +68,13 @@ def shown_of(
             f"{credit.converters:,} units with a touch convert, and no figure is shown of fewer than {design.min_cell:,}",
             "wait for more conversions, or take windows and outcomes together",
         )
-    labels, groups, units = _cells(data, credit, design.min_cell)
+    chains = {
+        name: removal_shares(credit.moves[name], len(data.stops), bootstrap, rng)
+        for name in data.models
+        if name in credit.moves and name not in data.refused
+    }
+    led = {int(code) for found in chains.values() if not isinstance(found, str) for code in np.flatnonzero(found[0])}
+    labels, groups, units = _cells(data, credit, design.min_cell, led)
     conversions, worth = (bootstrap.totals(a[:, None]) for a in (total.conversions, total.worth))
     models: dict[str, Part] = {}
     refusals: list[Refusal] = []
@@ -76,7 +82,7 @@ def shown_of(
         if name in credit.counts:
             models[name] = _part(credit.counts[name], credit.worth[name], credit, total, groups, bootstrap)
         elif name in credit.moves:
-            found = _chain(name, scope, credit, total, groups, len(data.stops), bootstrap, rng)
+            found = _chain(name, scope, credit, total, groups, bootstrap, chains[name])
             if isinstance(found, Refusal):
                 refusals.append(found)
             else:
@@ -96,11 +102,14 @@ def _no_share(scope: str, what: str, whole: FloatArray, bootstrap: Bootstrap) ->
 
 
 def _cells(
-    data: CreditData, credit: Credit, least: int
+    data: CreditData, credit: Credit, least: int, led: Set[int]
 ) -> tuple[tuple[str, ...], tuple[tuple[int, ...], ...], tuple[int, ...]]:
-    """Touchpoints that any conversion met. Those of fewer than ``least`` units are taken together, with the next smallest
-    where even together they may be too few: else what they hide could be had by subtraction."""
-    met = [stop for stop in data.stops if credit.units[stop.code] > 0]
+    """Touchpoints that any conversion met, and those of paths to nowhere that ``led`` to them: a chain credits these too.
+
+    Those of fewer than ``least`` units are taken together, with the next smallest where even together they may be too few: else
+    what they hide could be had by subtraction.
+    """
+    met = [stop for stop in data.stops if credit.units[stop.code] > 0 or stop.code in led]
     small = sorted((s for s in met if credit.units[s.code] < least), key=lambda s: int(credit.units[s.code]))
     rest = sorted((s for s in met if credit.units[s.code] >= least), key=lambda s: int(credit.units[s.code]))
     if small and rest and max(int(credit.units[s.code]) for s in small) < least:
@@ -150,12 +159,10 @@ def _chain(
     credit: Credit,
     total: Total,
     groups: Sequence[Sequence[int]],
-    touchpoints: int,
     bootstrap: Bootstrap,
-    rng: np.random.Generator,
+    found: tuple[FloatArray, FloatArray] | str,
 ) -> Part | Refusal:
     """Removal effects' shares of the conversions that have a touch, and the same shares of their worth."""
-    found = removal_shares(credit.moves[name], touchpoints, bootstrap, rng)
     if isinstance(found, str):
         return Refusal(f"{scope}.{name}", found, "wait for conversions with touches before them, or use another model")
     share, drawn = found
@@ -301,7 +308,7 @@ def costs_of(design: JourneyDesign, data: CreditData, shown: Shown) -> Iterator[
     by_code = {stop.code: stop for stop in data.stops}
     for name, declared in design.touchpoints.items():
         mine = [at for at, group in enumerate(shown.groups) if len(group) == 1 and by_code[group[0]].touchpoint == name]
-        whole = {s.code for s in data.stops if s.touchpoint == name and shown.credit.units[s.code] > 0}
+        whole = {code for group in shown.groups for code in group if by_code[code].touchpoint == name}
         if isinstance(declared.cost, Spend):
             # what was taken together with others has no cost of its own
             if name in data.costs and mine and whole == {shown.groups[at][0] for at in mine}:
