@@ -1000,7 +1000,7 @@ def test_credit_that_was_reconciled_is_compared_in_the_experiments_own_scope() -
     assert (line.model, line.value, line.low, line.high) == ("last", 2000, 1900, 2100)
     assert "attributed, not caused" in line.sentence
     assert "global_holdout shows $500 ($300 to $700) as incremental there" in line.sentence
-    assert line.sentence.endswith("Of what is attributed, 75.0% (65.0% to 85.0%) would have come anyway.")
+    assert line.sentence.endswith("Of what is attributed, 75.0% (65.0% to 85.0%) is more than the experiment shows.")
     below = replace(held, ratio=Span(-0.09, -0.5, 0.3), anyway=Span(1.09, 0.7, 1.5))
     more = replace(held, contrast="new vs off")
     got = priced(

@@ -418,8 +418,9 @@ class Reconciliation:
     """What a model credits to the treated in the experiment's scope, and what the experiment shows they brought more.
 
     ``units`` are the treated; ``attributed`` is credit of personalised touches for their conversions after exposure;
-    ``incremental`` is the experiment's difference times the treated. ``anyway`` is 1 - ratio: the share of the credit that would
-    have come anyway. ``rule`` says how the total was spread.
+    ``incremental`` is the experiment's difference times the treated. ``anyway`` is 1 - ratio: the share of the credit that
+    is more than the experiment shows; not what would have come without treatment, unless all it brought more lies in credited
+    conversions. ``rule`` says how the total was spread.
     """
 
     experiment: str

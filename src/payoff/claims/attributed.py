@@ -232,7 +232,7 @@ def _reconciled(name: str, model: str, result: Result) -> list[Compared]:
         anyway, ratio = held.anyway, held.ratio
         if anyway is not None and 0 <= anyway.value <= 1:
             share = formats.written(anyway.value, anyway.low, anyway.high, formats.unit("share"))
-            sentence += f" Of what is attributed, {share.value} ({share.range}) would have come anyway."
+            sentence += f" Of what is attributed, {share.value} ({share.range}) is more than the experiment shows."
         elif ratio is not None:
             share = formats.written(ratio.value, ratio.low, ratio.high, formats.unit("share"))
             sentence += f" Incremental over attributed is {share.value} ({share.range})."

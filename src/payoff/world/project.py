@@ -54,7 +54,7 @@ sources:
 """
 
 _JOURNEYS: Final = """\
-# How customers come to buy. This describes: credit is shared out by rules, and only an experiment says what would have come anyway.
+# How customers come to buy. This describes: credit is shared out by rules, and only an experiment says what it changed.
 touchpoints:
   home:            {source: touches, where: "surface = 'home'",        personalised: "variant = 'personalised'"}
   search:          {source: touches, where: "surface = 'search'",      personalised: "variant = 'personalised'"}
@@ -70,7 +70,7 @@ attribution:
     window: 30d
     models: [last, first, linear, {time_decay: {half_life: 7d}}, {position: [0.4, 0.2, 0.4]}, markov, shapley]
     starts: %(start)s
-    reconcile_with: global_holdout   # what the holdout proves rescales the credit, and shows how much would have come anyway
+    reconcile_with: global_holdout   # what the holdout proves rescales the credit, and shows how much of it is more than that
     owner: growth@acme.example
 funnels:
   engagement_to_kept:

@@ -51,7 +51,7 @@ class ReconciledLine:
 
 @dataclass(frozen=True, slots=True)
 class ReconciliationFigures:
-    """Attributed and incremental side by side, in one unit. ``anyway``: what share of the credit would have come anyway."""
+    """Attributed and incremental side by side, in one unit. ``anyway``: what share of the credit is more than the experiment shows."""
 
     experiment: str
     contrast: str
@@ -70,12 +70,12 @@ class ReconciliationFigures:
     @property
     def anyway_text(self) -> str:
         if self.anyway is None:
-            return f"What share would have come anyway is not told: {sentence(self.reason or 'no ratio was given')}"
+            return f"What share of the credit is more than the experiment shows is not told: {sentence(self.reason or 'no ratio was given')}"
         if self.anyway.value < 0:
             return f"More was shown than was attributed: the ratio is {self.ratio.full if self.ratio else 'above 1'}."
-        said = f"{self.anyway.text} of what was attributed would have come anyway ({self.anyway.interval})."
+        said = f"{self.anyway.text} of what was attributed is more than the experiment shows ({self.anyway.interval})."
         if self.incremental.low <= 0 <= self.incremental.high:
-            said += " What was shown is not clear of zero, so all of it may have."
+            said += " What was shown is not clear of zero, so all of it may be."
         return said
 
     @property
@@ -265,7 +265,9 @@ class _Table:
             )
         yield Part(
             "Cost",
-            ("Of touchpoints whose cost is known. The value is attributed: part of it may have come anyway.",),
+            (
+                "Of touchpoints whose cost is known. The value is attributed: it does not say what would be lacking without the touchpoint.",
+            ),
             tuple(grids),
         )
 
@@ -344,7 +346,8 @@ def _arm_parts(arms: Sequence[Node]) -> Iterator[Part]:
             for point, of in sorted(points.items(), key=lambda kv: kv[0] != TOTAL)
         ]
         caption = (
-            f"Difference in attributed value per unit, {', '.join(about)}, with its {named} (units: {units[about]})"
+            f"Difference in attributed value per unit, {', '.join(about)}, with its {named}, each read by itself: nothing is corrected for how"
+            f" many cells there are (units: {units[about]})"
         )
         grids += across(caption, "Touchpoint", heads, rows, "" if not grids else "The other contrasts and windows")
     if grids:
@@ -439,8 +442,8 @@ def _reconciliation_parts(found: Sequence[ReconciliationFigures]) -> Iterator[Pa
         )
         for x in found
     ]
-    heads = ["Attributed", "Incremental", "Ratio", "Anyway"]
-    caption = f"What each model attributes against what {r.experiment} shows, with intervals as above; the share that would have come anyway"
+    heads = ["Attributed", "Incremental", "Ratio", "Beyond what is shown"]
+    caption = f"What each model attributes against what {r.experiment} shows, with intervals as above; the share of the credit beyond what is shown"
     conflicts = [f"Conflict, by {x.model}. {text}" for x in found[1:] for text in x.conflicts]
     rules = [f"Rule for {x.model}: {sentence(x.rule)}" for x in found[1:] if x.rule not in ("", r.rule)]
     yield Part(
@@ -456,7 +459,10 @@ def _by_touchpoint(r: ReconciliationFigures, folded: str) -> Grid:
         Cell("", r.attributed),
         Cell("", r.incremental),
         figure(r.ratio, without="not told"),
-        Cell("the holdout", note=f"would have come anyway: {r.anyway.text} ({r.anyway.range})" if r.anyway else ""),
+        Cell(
+            "the holdout",
+            note=f"of the credit, beyond what is shown: {r.anyway.text} ({r.anyway.range})" if r.anyway else "",
+        ),
     )
     rows = [
         (

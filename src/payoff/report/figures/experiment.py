@@ -473,9 +473,12 @@ def read_section(result: Node, index: int, run: Node, library: list[SqlText]) ->
         standing = reason or "A check failed."
     elif journey is not None:
         finding = result.prose("finding").rstrip(" .")
-        standing = "Descriptive: nothing was compared" + ("." if grade else ", so it has no grade.")
+        standing = "Descriptive: nothing was compared, so it has no grade."
         if grade:
-            standing += f" Evidence grade {grade}: {GRADES[grade]}. Credit is shared out by rules; it does not say what would not have come."
+            standing = (
+                f"Descriptive: credit is shared out by rules, not an effect. Evidence grade {grade}: {GRADES[grade]}. Credit does not"
+                " say what would not have come."
+            )
     elif programme is not None:
         finding = _programme_finding(programme, VERDICTS.get(verdict, verdict), result.path)
         standing = f"Evidence grade {grade}: {GRADES[grade]}."

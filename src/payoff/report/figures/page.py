@@ -189,7 +189,12 @@ def _journey_cards(section: Section) -> Iterator[Card]:
         if r.ratio is not None:
             told = [("Model", r.model), ("Held against", r.experiment)]
             told += (
-                [("Anyway", f"{r.anyway.text} ({r.anyway.range}) would have come anyway")]
+                [
+                    (
+                        "Beyond what is shown",
+                        f"{r.anyway.text} ({r.anyway.range}) of the credit is more than the experiment shows",
+                    )
+                ]
                 if r.anyway is not None
                 else []
             )

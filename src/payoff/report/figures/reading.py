@@ -73,7 +73,7 @@ STATES = {
             "descriptive",
             "=",
             "quiet",
-            "counted and shared out; nothing was compared, so nothing is concluded",
+            "counted and shared out, not an effect, so nothing is concluded",
         ),
         State("withheld", "withheld", "\u25a1", "off", "a check failed, so the figure must not be used"),
         State("refused", "no figure", "\u25a1", "off", "the question could not be answered; the reason is given"),
