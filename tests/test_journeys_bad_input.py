@@ -280,6 +280,9 @@ def test_units_that_are_written_unlike_are_not_taken_for_others(tmp_path: Path) 
     assert isinstance(paths, Result)
     assert "name units alike" in credit.remedy
     assert "25 of 25 journeys met no touchpoint" in check(paths, "touched")
+    funnel = found["funnels.buy"]
+    assert isinstance(funnel, Result)
+    assert "none has rows of both 'visits' and 'carts'" in check(funnel, "steps")
 
 
 # ---------------------------------------------------------------- little or nothing

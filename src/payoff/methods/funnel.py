@@ -346,6 +346,18 @@ def _steps(data: FunnelData, who: str) -> Check:
             f"{', '.join(behind)}, and the data goes to {formats.moment(from_us(data.as_of_us))}: whose time has passed since has no row of it,"
             " and counts as lost there (of what is without such rows, as kept). Load it, or say up to when it is complete: through: TIME",
         )
+    nobody = {r.position for r in data.reached if r.segment is None and r.units == 0}
+    apart = [p for p in data.precedence if p.units == 0 and p.position in nobody]  # both: the first may be of a sample
+    if apart:
+        pairs = ", ".join(
+            f"{_quoted(data.labels[p.position - 2])} and {_quoted(data.labels[p.position - 1])}" for p in apart
+        )
+        return Check(
+            "steps",
+            "warn",
+            float(len(apart)),
+            f"of {who} that were looked at, none has rows of both {pairs}: do their sources name units alike?",
+        )
     return Check("steps", "pass", 0.0, f"every step has rows of some {who}")
 
 
