@@ -181,7 +181,7 @@ class Estimate:
     level: float = 0.95
     segment: str | None = None
     correction: Correction | None = None
-    labels: Mapping[str, str | int] = field(default_factory=dict)
+    labels: Mapping[str, str | float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not math.isfinite(self.value):

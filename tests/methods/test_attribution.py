@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 
 from payoff.estimate import Estimate
 from payoff.methods.attribution import AttributionMethod
+from payoff.methods.attribution.words import model_words
 from payoff.result import Check, Refusal, Result
 from payoff.run import Project
 from tests.builders import make_project
@@ -115,8 +117,8 @@ def test_the_sentence_says_attributed_and_never_caused(plain: Result) -> None:
     said = plain.finding + " ".join(c.detail for c in plain.checks)
     assert "attributed" in plain.finding
     assert not any(word in said.lower() for word in ("caused", "drove", "lift", "effect of"))
-    assert plain.finding.startswith("Last credits ")
-    assert "The models disagree by up to " in plain.finding
+    assert plain.finding.startswith("By last touch, ")
+    assert re.search(r"The models disagree most over \w+: [\d.]+ pp \([\d.]+ to [\d.]+ pp\) between ", plain.finding)
     assert plain.to_dict()["estimates"][0]["model"] == "last"
 
 
@@ -134,6 +136,27 @@ def test_return_and_cost_of_what_costs(plain: Result) -> None:
     assert back["linear", "paid"].value == pytest.approx(value["linear", "paid"].value / 400)
     assert price["linear", "paid"].value == pytest.approx(400 / count["linear", "paid"].value)
     assert price["linear", "paid"].low == pytest.approx(400 / count["linear", "paid"].high, rel=1e-6)
+
+
+def test_a_cost_of_less_than_one_is_not_called_nothing(tmp_path: Path) -> None:
+    found = answered(shop(tmp_path, users=400, extra="UPDATE spent SET amount = 0.4;"))
+    assert {e.labels["cost"] for (_, t), e in cells(found, "attributed value per cost").items() if t == "paid"} == {0.4}
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "words"),
+    [
+        ("last_non_direct", "last_non_direct", "last non-direct touch"),
+        ("time_decay", "time_decay", "time decay"),
+        ("time_decay 7d", "time_decay", "time decay 7d"),
+        ("u_shaped", "position", "U-shape"),
+        ("markov 2", "markov", "Markov 2"),
+        ("my_decay", "time_decay", "my_decay"),
+        ("last", "custom", "last"),
+    ],
+)
+def test_a_model_is_called_in_words_and_a_declared_name_as_declared(name: str, kind: str, words: str) -> None:
+    assert model_words(name, kind) == words
 
 
 def test_intervals_are_those_of_units_and_not_of_conversions(plain: Result) -> None:
@@ -171,6 +194,23 @@ def test_those_of_too_few_units_are_taken_together(tmp_path: Path) -> None:
     assert len({"recs", "search", "typed"} & shown) == 2
     assert "2 touchpoints of fewer than 30 units are taken together" in check(found, "channels").detail
     assert sum(e.value for (m, t), e in cells(found, "share of value").items() if m == "linear") == pytest.approx(1)
+
+
+def test_a_rest_too_small_to_be_shown_is_not_told_by_shares(tmp_path: Path) -> None:
+    extra = """
+        INSERT INTO seen SELECT 100000 + id, u, t - INTERVAL 1 HOUR, 'typed', false FROM orders;
+        INSERT INTO orders SELECT 100000 + i, 'stranger' || i, TIMESTAMP '2026-01-07', 20 FROM range(12) r(i);
+    """
+    found = answered(shop(tmp_path, extra=extra, root="defaults: {min_cell: 30}\n"))
+    assert {e.estimand for e in found.estimates if e.estimand.startswith("share")} == set()
+    assert {t for _, t in cells(found, "attributed value")} == {"recs", "search", "paid", "typed"}
+    assert re.match(
+        r"By last touch, \$[\d,.]+ \(95% interval .*\) of the value of orders is credited to typed;", found.finding
+    )
+    assert "%" not in found.finding.replace("95% interval", "")
+    assert "nothing" not in found.finding
+    (refusal,) = [r for r in found.refusals if r.name.endswith(" shares")]
+    assert refusal.reason.startswith("fewer than 30 conversions have no touch")
 
 
 @pytest.mark.parametrize(
@@ -268,7 +308,7 @@ def test_credit_of_the_treated_is_rescaled_to_what_the_experiment_shows(held: Re
     detail = check(held, "reconciled").detail
     assert "markov credits all paths together" in detail
     assert "participation gives every touchpoint the whole conversion" in detail
-    assert "linear attributes" in by_model["linear"].sentence
+    assert by_model["linear"].sentence.startswith("by linear, $")
 
 
 def test_a_touchpoint_with_its_own_test_takes_what_that_shows(tmp_path: Path) -> None:

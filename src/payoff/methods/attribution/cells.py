@@ -90,6 +90,11 @@ def shown_of(
     if total.valued:
         refusals += _no_share(scope, "value", total.worth, bootstrap)
     refusals += _no_share(scope, "conversions", total.conversions, bootstrap)
+    if not rest_is_shown(design, credit):
+        reason = f"fewer than {design.min_cell:,} conversions have no touch, and a share would tell how many"
+        refusals.append(
+            Refusal(f"{scope} shares", reason, "look at the amounts, or take windows and outcomes together")
+        )
     hidden = sum(len(g) for g, label in zip(groups, labels, strict=True) if label == FEW)
     return Shown(credit, total, labels, groups, units, models, conversions, worth, bootstrap, tuple(refusals), hidden)
 
@@ -218,9 +223,11 @@ def credit_estimates(design: JourneyDesign, data: CreditData, shown: Shown) -> I
         kinds = [(part.counts, "attributed conversions", "conversions")]
         if total.valued:
             kinds.append((part.worth, "attributed value", design.currency))
-        if part.count_shares is not None:
+        # a share beside what it is a share of tells the total, and so how much has no touch
+        shares = rest_is_shown(design, credit)
+        if shares and part.count_shares is not None:
             kinds.append((part.count_shares, "share of conversions", "share"))
-        if total.valued and part.worth_shares is not None:
+        if shares and total.valued and part.worth_shares is not None:
             kinds.append((part.worth_shares, "share of value", "share"))
         per_conversion = abs(float(total.worth.sum())) / max(float(total.conversions.sum()), 1.0)
         scales = {
@@ -286,7 +293,7 @@ def _estimate(
     value: float,
     spread: Draws,
     n: Mapping[str, int],
-    extra: Mapping[str, str | int] | None = None,
+    extra: Mapping[str, str | float] | None = None,
 ) -> Estimate:
     outcome, window = shown.credit.outcome, shown.credit.window
     return Estimate(
@@ -333,14 +340,14 @@ def _costs(design: JourneyDesign, data: CreditData, shown: Shown, model: str, pa
                 draws = widened(value, part.worth.draws[:, at].sum(axis=1), float(part.worth.units[at].max()))
                 yield _estimate(
                     design, shown, model, label, "attributed value per cost", f"{design.currency}/{design.currency}",
-                    value / cost, Draws(draws / cost), n, {"cost": round(cost)},
+                    value / cost, Draws(draws / cost), n, {"cost": cost},
                 )  # fmt: skip
         count = float(part.counts.value[at].sum())
         draws = widened(count, part.counts.draws[:, at].sum(axis=1), float(part.counts.units[at].max()))
         if count > 0 and (draws > 0).all():
             yield _estimate(
                 design, shown, model, label, "cost per attributed conversion", f"{design.currency}/conversion",
-                cost / count, Draws(cost / draws), n, {"cost": round(cost)},
+                cost / count, Draws(cost / draws), n, {"cost": cost},
             )  # fmt: skip
 
 

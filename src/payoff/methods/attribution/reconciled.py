@@ -14,6 +14,7 @@ import numpy as np
 from payoff import formats
 from payoff.estimate import Estimate, FloatArray, Normal
 from payoff.methods.attribution.cells import FEW
+from payoff.methods.attribution.words import model_words
 from payoff.result import Check, Reconciled, Reconciliation, Refusal, Result, Span
 from payoff.spec.journeys import JourneyDesign
 from payoff.spec.nouns import Attribution
@@ -188,6 +189,7 @@ def _of_arm(
                 credit,
                 difference,
                 model,
+                model_words(model, data.models[model]),
                 metric,
                 unit,
                 units,
@@ -257,6 +259,7 @@ def _told(
     credit: Credit,
     difference: Estimate,
     model: str,
+    words: str,
     metric: str,
     unit: str,
     units: int,
@@ -266,10 +269,11 @@ def _told(
 ) -> Reconciliation:
     assert design.arms is not None
     what = formats.unit(unit)
+    verb = "is" if unit == design.currency else "are"
     credited = formats.written(found.attributed.value, found.attributed.low, found.attributed.high, what)
     more = formats.written(found.incremental.value, found.incremental.low, found.incremental.high, what, change=True)
     said = (
-        f"{model} attributes {credited.value} ({credited.range}) to what {design.arms.experiment} personalised for"
+        f"by {words}, {credited.value} ({credited.range}) {verb} attributed to what {design.arms.experiment} personalised for"
         f" {formats.count(units)} treated units, and the experiment shows {more.value} ({more.range})"
     )
     if found.ratio is not None:
@@ -282,7 +286,7 @@ def _told(
             test = formats.written(row.incremental.value, row.incremental.low, row.incremental.high, what, change=True)
             theirs = formats.written(row.attributed.value, row.attributed.low, row.attributed.high, what)
             conflict = (
-                f"its own test shows {test.value} ({test.range}), and {model} attributes {theirs.value} ({theirs.range});"
+                f"its own test shows {test.value} ({test.range}), and by {words} {theirs.value} ({theirs.range}) {verb} attributed;"
                 f" they disagree ({formats.p_value(row.conflict, design.alpha)})"
             )
         attributed = Span(row.attributed.value, row.attributed.low, row.attributed.high)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
 
 from payoff import formats
-from payoff.methods.attribution.cells import FEW, Shown, rest_is_shown, spread_of
+from payoff.estimate import Draws
+from payoff.methods.attribution.cells import FEW, Part, Shown, rest_is_shown, spread_of
 from payoff.result import Check, CheckStatus, Reconciliation
 from payoff.spec.journeys import JourneyDesign
 from payoff.spec.nouns import Attribution
 from payoff.stats import credit as stats
-from payoff.stats.credit import Cells
+from payoff.stats.credit import Cells, widened
 from payoff.warehouse.credited import CreditData
 from payoff.warehouse.events import EventProfile, dated
 
@@ -28,6 +32,18 @@ CHECKS = (
     "costs",
     "reconciled",
 )
+_WORDS = {
+    "first": "first touch",
+    "last": "last touch",
+    "last_non_direct": "last non-direct touch",
+    "u_shaped": "U-shape",
+    "j_shaped": "J-shape",
+    "inverse_j": "inverse J-shape",
+    "w_shaped": "W-shape",
+    "markov": "Markov",
+    "shapley": "Shapley",
+    "ordered_shapley": "ordered Shapley",
+}
 _EARLY, _OPEN = 0.1, 0.1
 """Shares of conversions at the edge of their window, and of paths still open, from which a check warns."""
 
@@ -39,45 +55,89 @@ def outcomes(data: CreditData) -> str:
 # ---------------------------------------------------------------- the finding
 
 
+def model_words(name: str, kind: str) -> str:
+    """A model inside a sentence: ``time decay``. A name that was declared for it stays as it is."""
+    if name == kind or name.startswith(f"{kind} ") or (kind == "position" and name in _WORDS):
+        head, *parameter = name.split(" ", 1)
+        return " ".join([_WORDS.get(head, formats.human(head)), *parameter])
+    return name
+
+
+@dataclass(frozen=True, slots=True)
+class _Told:
+    """What a finding tells: ``what`` is credited, as shares of it or as amounts; ``one`` is the worth of one conversion."""
+
+    what: str
+    unit: formats.Unit
+    one: float
+    of: Callable[[Part], Cells | None]
+
+
+def _told(design: JourneyDesign, shown: Shown) -> Iterator[_Told]:
+    """Value before conversions. Of a total that is not shown no shares either."""
+    total = shown.total
+    n = float(total.conversions.sum())
+    if not rest_is_shown(design, shown.credit):
+        if total.valued:
+            yield _Told("value", formats.unit(design.currency), abs(float(total.worth.sum())) / n, lambda p: p.worth)
+        yield _Told("conversions", formats.NUMBER, 1.0, lambda p: p.counts)
+        return
+    share = formats.unit("share")
+    if total.valued:
+        yield _Told("value", share, 1.0 / n, lambda p: p.worth_shares)
+    yield _Told("conversions", share, 1.0 / n, lambda p: p.count_shares)
+
+
 def finding(design: JourneyDesign, data: CreditData, shown: Shown, reconciliations: Sequence[Reconciliation]) -> str:
     """The largest credit of the first model, what the others say of it, and how far they differ at most."""
     named = [(name, part) for name, part in shown.models.items() if data.models[name] != "participation"]
     models = named or list(shown.models.items())
-    found = [(part.worth_shares, "value") for _, part in models if shown.total.valued]
-    found += [(part.count_shares, "conversions") for _, part in models]
-    what = next((w for cells, w in found if cells is not None), "")
-    shares = {"value": lambda p: p.worth_shares, "conversions": lambda p: p.count_shares}
-    cells = {name: c for name, part in models if what and (c := shares[what](part)) is not None}
-    if not cells:
+    words = {name: model_words(name, kind) for name, kind in data.models.items()}
+    told, cells = next(
+        (
+            (told, found)
+            for told in _told(design, shown)
+            if (found := {name: c for name, part in models if (c := told.of(part)) is not None})
+        ),
+        (None, {}),
+    )
+    if told is None:
         return _counted(shown)
     first = next(iter(cells))
     at = max(range(len(shown.labels)), key=lambda i: float(cells[first].value[i]))
+    verb = "is" if told.what == "value" else "are"
     said = [
-        f"{first} credits {shown.labels[at]} with {_share(design, shown, cells[first], at, named=True)} of the {what} of"
-        f" {formats.human(shown.credit.outcome)}"
+        f"By {words[first]}, {_figure(design, cells[first], at, told, named=True)} of the {told.what} of"
+        f" {formats.human(shown.credit.outcome)} {verb} credited to {shown.labels[at]}"
     ]
-    others = [(name, c) for name, c in cells.items() if name != first]
-    if others:
-        told = ", ".join(f"{name} with {_share(design, shown, c, at)}" for name, c in others[:3])
-        said.append(f"{told}{' (of the same)' if len(others) == 1 else ''}")
-        gaps = [
-            (max(float(c.value[i]) for c in cells.values()) - min(float(c.value[i]) for c in cells.values()), i)
-            for i in range(len(shown.labels))
-        ]
-        gap, widest = max(gaps)
-        text = formats.rounded(gap, formats.unit("share"), change=True).lstrip("+")
-        disagree = f"The models disagree by up to {text} (over {shown.labels[widest]})"
+    said += [f"by {words[name]}, {_figure(design, cells[name], at, told)}" for name in list(cells)[1:4]]
     sentence = f"{'; '.join(said)}."
     if rest_is_shown(design, shown.credit):
-        rest = _share(design, shown, cells[first], len(shown.labels))
+        rest = _figure(design, cells[first], len(shown.labels), told)
         sentence += f" {rest} of it is attributed to nothing, having no touch in the {shown.credit.window} before."
-    if others:
-        sentence += f" {disagree}."
-    sentence = formats.capital(sentence)
+    sentence += _apart(design, shown, cells, told, words)
     held = [r for r in reconciliations if r.model == first and r.ratio is not None]
     if held:
         sentence += f" {formats.capital(held[0].sentence)}"
     return sentence + " This is attributed credit: it does not say what would be lacking without a touchpoint."
+
+
+def _apart(
+    design: JourneyDesign, shown: Shown, cells: Mapping[str, Cells], told: _Told, words: Mapping[str, str]
+) -> str:
+    """Where two models are furthest apart, with the interval of their difference over the same draws; nothing where it holds zero."""
+    value = np.array([c.value[: len(shown.labels)] for c in cells.values()])
+    at = int(np.argmax(np.ptp(value, axis=0)))
+    (high, one), (low, other) = (list(cells.items())[int(pick(value[:, at]))] for pick in (np.argmax, np.argmin))
+    gap = float(one.value[at] - other.value[at])
+    alike = min(len(one.draws), len(other.draws))  # a long chain is drawn fewer times, by the first of the same weights
+    draws = widened(gap, one.draws[:alike, at] - other.draws[:alike, at], float(min(one.units[at], other.units[at])))
+    ends = Draws(draws).interval(gap, design.level)
+    if gap <= 0 or ends[0] <= 0:
+        return ""
+    text = formats.written(gap, min(ends[0], gap), max(ends[1], gap), told.unit, change=True)
+    apart = f"{text.value} ({text.range})".replace("+", "")
+    return f" The models disagree most over {shown.labels[at]}: {apart} between {words[low]} and {words[high]}."
 
 
 def _counted(shown: Shown) -> str:
@@ -89,10 +149,11 @@ def _counted(shown: Shown) -> str:
     )
 
 
-def _share(design: JourneyDesign, shown: Shown, cells: Cells, at: int, named: bool = False) -> str:
-    value, one = float(cells.value[at]), 1.0 / float(shown.total.conversions.sum())
-    low, high = spread_of(cells, at, one, design.level, share=True).interval(value, design.level)
-    text = formats.written(value, min(low, value), max(high, value), formats.unit("share"))
+def _figure(design: JourneyDesign, cells: Cells, at: int, told: _Told, named: bool = False) -> str:
+    value = float(cells.value[at])
+    share = told.unit == formats.unit("share")
+    low, high = spread_of(cells, at, told.one, design.level, share=share).interval(value, design.level)
+    text = formats.written(value, min(low, value), max(high, value), told.unit)
     said = f"{formats.level(design.level)} interval " if named else ""
     return f"{text.value} ({said}{text.range})" if low < high else text.value
 

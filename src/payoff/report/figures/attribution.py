@@ -160,7 +160,7 @@ def read_attribution(result: Node) -> AttributionFigures:
     few = [p for p in points if p.startswith("(") and p not in (REST, TOTAL, *_NAMES_OF_DATA)]
     touched = sorted((p for p in points if p not in (REST, TOTAL, *few)), key=rank)
     ordered = [*touched, *few, *(p for p in (REST, TOTAL) if p in points)]
-    drawn = share if share in kinds else main
+    drawn = share if any(of(m, p, here, share) for m in names for p in points) else main
     picture = tuple(CreditRow(label(p), tuple(of(m, p, here, drawn) for m in names)) for p in ordered if p != TOTAL)
     named = [(m, model_label(m)) for m in names]
     table = _Table(credit, ordered, named, conversions, windows)
