@@ -119,6 +119,17 @@ def test_nothing_is_worth_anything_in_the_null_world() -> None:
     assert truth["together"]["touchpoints"] == {"conversions": 0.0, "revenue": 0.0, "margin": 0.0}
 
 
+def test_most_advertising_for_new_customers_is_shown_to_people_who_never_sign_up(medium: Company) -> None:
+    bills = rows(medium.tables, "ad_spend")
+    joined = [row["signed_up_at"] for row in rows(medium.tables, "customers")]
+    start = datetime.combine(MEDIUM.start, datetime.min.time()) - timedelta(days=HISTORY_DAYS)
+    new = sum(at >= start for at in joined)
+    assert sum(row["impressions"] for row in bills) > 1000 * new
+    assert 10 < sum(row["spend"] for row in bills) / new < 50
+    assert [row["billed_at"].date() for row in bills] == [(start + timedelta(days=k)).date() for k in range(len(bills))]
+    assert bills[-1]["billed_at"].date() == max(joined).date()
+
+
 def test_the_last_touch_before_an_order_is_seldom_what_brought_it(medium: Company) -> None:
     """By last touch recommendations and direct lead; truly it is search, and direct brings nothing."""
     start = datetime.combine(MEDIUM.start, datetime.min.time())

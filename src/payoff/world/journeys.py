@@ -41,6 +41,8 @@ AD_LASTS: Final = 7 * DAY
 """For how long after a click on an advertisement its buyer is a little keener."""
 PROSPECTING: Final = 14 * DAY
 """Advertising is booked as prospecting within this time of a sign-up, and as retargeting later."""
+REACH: Final = 2_500
+"""Impressions of advertising for each customer who signs up: nearly all of them are of people who never do."""
 VIEWS_KEPT: Final = 90 * DAY
 """The web log is kept for this long."""
 SLOTS: Final = 12
@@ -91,12 +93,15 @@ class Ways:
     bot_at: IntArray
     bot_surface: IntArray
     bot_position: IntArray
+    # (d,) days on which customers join
+    impressions: IntArray
+    advertised: FloatArray  # what they cost
 
 
 def draw(rng: np.random.Generator, visits: Visits) -> Ways:
     """Everything drawn here, none of it touched by a treatment."""
     n, s = len(visits.signed_up), len(visits.user)
-    user, started = visits.user, visits.started
+    signed_up, user, started = visits.signed_up, visits.user, visits.started
 
     # advertising goes to those who are likely to buy anyway
     paid = rng.random(s) < 1 / (1 + np.exp(3.1 - 0.9 * visits.intent))
@@ -125,6 +130,8 @@ def draw(rng: np.random.Generator, visits: Visits) -> Ways:
     nobody = bots // 2
     who = np.concatenate([-1 - np.arange(nobody), rng.choice(n, bots - nobody, replace=False)])
     b = int(rows.sum())
+    joined = signed_up[signed_up >= visits.origin]
+    days = int(np.max(joined - visits.origin, initial=-1) // DAY) + 1
     return Ways(
         arrival=arrival,
         spend=spend,
@@ -146,6 +153,8 @@ def draw(rng: np.random.Generator, visits: Visits) -> Ways:
         bot_at=span(rng, visits.start, visits.end, b),
         bot_surface=rng.integers(0, len(SURFACES), b),
         bot_position=rng.integers(1, SLOTS + 1, b),
+        impressions=(shown := rng.poisson(REACH * len(joined) / max(days, 1), days)),
+        advertised=np.round(shown / 1000 * (6.0 + 6.0 * rng.random(days)), 2),
     )
 
 
@@ -182,7 +191,7 @@ class Seen:
 def tables(
     ways: Ways, visits: Visits, seen: Seen, customer: pa.Array, variants: tuple[str, str]
 ) -> dict[str, pa.Table]:
-    """``touches``, ``page_views``, ``carts``, ``checkouts`` and ``identifies``, each in order of its own time.
+    """``touches``, ``page_views``, ``carts``, ``checkouts``, ``identifies`` and ``ad_spend``, each in order of its own time.
 
     ``customer`` (n,) ids; ``variants`` are the names of generic and personal.
     """
@@ -220,6 +229,15 @@ def tables(
         }
     )
     out["identifies"] = _identifies(ways, visits, seen, customer, cookie_id, device_id)
+    days = len(ways.impressions)
+    out["ad_spend"] = pa.table(
+        {
+            "bill_id": ids("g", days),
+            "billed_at": times(visits.origin + (np.arange(days) + 1) * DAY - SECOND),
+            "impressions": pa.array(ways.impressions),
+            "spend": pa.array(ways.advertised),
+        }
+    )
     return out
 
 

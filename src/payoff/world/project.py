@@ -47,6 +47,7 @@ sources:
   opens:       {file: data/email_opens.parquet,  time: opened_at,    id: open_id,     entity: {user: user_id}, links: {sends: send_id}, through: %(through)s}
   clicks:      {file: data/email_clicks.parquet, time: clicked_at,   id: click_id,    entity: {user: user_id}, links: {sends: send_id}, through: %(through)s}
   touches:     {file: data/touches.parquet,      time: touched_at,   id: touch_id,    entity: {user: any_id}, through: %(through)s}
+  ad_spend:    {file: data/ad_spend.parquet,     time: billed_at,    id: bill_id, through: %(through)s}
   page_views:  {file: data/page_views.parquet,   time: viewed_at,    id: view_id,     entity: {user: any_id}, through: %(through)s}
   carts:       {file: data/carts.parquet,        time: added_at,     id: cart_id,     entity: {user: any_id}, through: %(through)s}
   checkouts:   {file: data/checkouts.parquet,    time: started_at,   id: checkout_id, entity: {user: user_id}, links: {carts: cart_id}, through: %(through)s}
@@ -88,7 +89,7 @@ cohorts:
     start: customers
     activity: sessions
     revenue: {event: orders, value: "amount * margin_rate"}
-    cost: {source: touches, column: spend, where: "campaign = 'prospecting'"}
+    cost: {source: ad_spend, column: spend}   # shown to all who might sign up, most of whom never do
     every: month
     retention: {period: 30d, periods: 9}
     lifecycle: month
