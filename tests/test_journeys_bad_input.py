@@ -801,7 +801,9 @@ def test_little_memory_and_nowhere_to_spill(tmp_path: Path) -> None:
     write_project(tmp_path, DEFINITIONS, ROWS + extra)
     settings = (tmp_path / "payoff.yml").read_text()
     plain = answers(Project.load(tmp_path))
-    (tmp_path / "payoff.yml").write_text(settings.replace("data.duckdb}", "data.duckdb, memory_limit: 100MB}"))
+    (tmp_path / "payoff.yml").write_text(
+        settings.replace("data.duckdb}", "data.duckdb, memory_limit: 100MB, threads: 1}")
+    )
     assert figures(answers(Project.load(tmp_path))) == pytest.approx(figures(plain))
     (tmp_path / "taken").write_text("a file")
     (tmp_path / "payoff.yml").write_text(
@@ -809,7 +811,7 @@ def test_little_memory_and_nowhere_to_spill(tmp_path: Path) -> None:
     )
     with pytest.raises(ConnectionFailed, match="no folder to spill to"):
         Project.load(tmp_path).run(KINDS, record=False)
-    (tmp_path / "payoff.yml").write_text(settings.replace("data.duckdb}", "data.duckdb, memory_limit: 8MB}"))
+    (tmp_path / "payoff.yml").write_text(settings.replace("data.duckdb}", "data.duckdb, memory_limit: 3MB}"))
     with pytest.raises(ConnectionFailed, match="Raise memory_limit"):
         Project.load(tmp_path).run(KINDS, record=False)
 
