@@ -130,14 +130,20 @@ def _apart(
     at = int(np.argmax(np.ptp(value, axis=0)))
     (high, one), (low, other) = (list(cells.items())[int(pick(value[:, at]))] for pick in (np.argmax, np.argmin))
     gap = float(one.value[at] - other.value[at])
+    said = f" The models disagree most over {shown.labels[at]}"
+    between = f"between {words[low]} and {words[high]}"
     alike = min(len(one.draws), len(other.draws))  # a long chain is drawn fewer times, by the first of the same weights
-    draws = widened(gap, one.draws[:alike, at] - other.draws[:alike, at], float(min(one.units[at], other.units[at])))
-    ends = Draws(draws).interval(gap, design.level)
+    drawn = one.draws[:alike, at] - other.draws[:alike, at]
+    if gap > 0 and np.ptp(drawn) <= 1e-9 * gap:  # the same in every draw, which does not make it sure
+        return f"{said}, {between}."
+    draws = Draws(widened(gap, drawn, float(min(one.units[at], other.units[at]))))
+    most = 1.0 if told.unit == formats.unit("share") else np.inf
+    ends = np.clip(draws.interval(gap, design.level), -most, most)
     if gap <= 0 or ends[0] <= 0:
         return ""
-    text = formats.written(gap, min(ends[0], gap), max(ends[1], gap), told.unit, change=True)
+    text = formats.written(gap, min(float(ends[0]), gap), max(float(ends[1]), gap), told.unit, change=True)
     apart = f"{text.value} ({text.range})".replace("+", "")
-    return f" The models disagree most over {shown.labels[at]}: {apart} between {words[low]} and {words[high]}."
+    return f"{said}: {apart} {between}."
 
 
 def _counted(shown: Shown) -> str:
