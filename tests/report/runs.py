@@ -1545,7 +1545,7 @@ def attribution_result(
         "attribution.personalisation",
         "attribution",
         "Which touchpoints are orders attributed to?",
-        "Last credits search with 38% (36% to 40%) of attributed value, linear with 31% (30% to 33%); the models disagree by up to 14 points",
+        "By last touch, 38% (36% to 40%) of attributed value is credited to search; by linear, 31% (30% to 33%)",
         estimates,
         grade="D",
         checks=(

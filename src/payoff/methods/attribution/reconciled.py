@@ -92,7 +92,7 @@ def reconcile(
             more, said = _of_arm(design, data, credit, arm, difference, metric, bootstrap, rng, own)
             out += more
             notes += said
-    return out, _check(name, out, notes)
+    return out, _check(name, out, notes, {model: model_words(model, kind) for model, kind in data.models.items()})
 
 
 def _counted_twice(data: CreditData, credit: Credit) -> str | None:
@@ -318,7 +318,7 @@ def _told(
     )
 
 
-def _check(name: str, found: Sequence[Reconciliation], notes: Sequence[str]) -> Check:
+def _check(name: str, found: Sequence[Reconciliation], notes: Sequence[str], words: Mapping[str, str]) -> Check:
     said = list(dict.fromkeys(notes))
     if not found:
         return Check(
@@ -328,14 +328,14 @@ def _check(name: str, found: Sequence[Reconciliation], notes: Sequence[str]) -> 
             f"the credit is not held against {name}: {'; '.join(said) or 'nothing of it is personalised'}",
         )
     apart = [r for r in found if r.ratio is not None and not r.ratio.low <= 1 <= r.ratio.high]
-    conflicts = [f"{row.touchpoint} by {r.model}" for r in found for row in r.rows if row.conflict]
+    conflicts = [f"{row.touchpoint} by {words[r.model]}" for r in found for row in r.rows if row.conflict]
     parts = []
     if apart:
         r = apart[0]
         assert r.ratio is not None
         shown = formats.written(r.ratio.value, r.ratio.low, r.ratio.high, formats.NUMBER)
         parts.append(
-            f"{len(apart)} of {len(found)} credits are not what {name} shows; by {r.model}, {shown.value} ({shown.range}) is shown"
+            f"{len(apart)} of {len(found)} credits are not what {name} shows; by {words[r.model]}, {shown.value} ({shown.range}) is shown"
             " for each 1 attributed"
         )
     if conflicts:
