@@ -221,3 +221,8 @@ def test_an_end_that_was_cut_at_zero_is_not_spelt_out() -> None:
     assert formats.written(8.71, 2e-15, 17.63, formats.unit("USD"), change=True).range == "above 0 to +$17.63"
     assert formats.written(-0.02, -0.04, -1e-18, formats.unit("share"), change=True).range == "\u22124.0 to below 0 pp"
     assert formats.written(1.0, 0.001, 2.0, formats.unit("USD"), change=True).low == "+$0.001"
+
+
+def test_the_last_bits_of_a_sum_are_no_width() -> None:
+    text = formats.written(1.0, 1.0 - 2e-16, 1.0, formats.unit("share"))
+    assert (text.value, text.range) == ("100%", "100%")

@@ -153,7 +153,7 @@ def written(
     numbers = (value, low, high)
     if not all(math.isfinite(x) for x in numbers):
         raise ValueError(f"not a finite interval: {value}, {low}, {high}")
-    if low == high == value:
+    if max(numbers) - min(numbers) <= 1e-12 * max(abs(x) for x in numbers):  # the last bits of a sum are no width
         text = exact(value, what, change=change)
         return Written(text, text, text, text)
     scale = _scale(what, change, max(abs(x) for x in numbers))
