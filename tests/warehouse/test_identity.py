@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
+import networkx
 import numpy as np
 import pyarrow as pa
 import pytest
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from payoff.errors import DataError
 from payoff.spec.nouns import DuckDBConnection, Entity, Source
@@ -93,19 +92,11 @@ def by_hand(rows: Iterable[Row]) -> dict[str, str]:
     return out
 
 
-def by_scipy(rows: Sequence[Row]) -> dict[str, str]:
-    values = sorted({value for row in rows for value in row if value is not None})
-    place = {value: k for k, value in enumerate(values)}
+def by_networkx(rows: Sequence[Row]) -> dict[str, str]:
     own = {row[0] for row in rows if row[0] is not None and sum(value is not None for value in row) > 1}
-    pairs = [(place[a], place[b]) for row in rows for a in row for b in row if a is not None and b is not None]
-    left, right = np.array(pairs).T
-    matrix = coo_array((np.ones(len(pairs)), (left, right)), shape=(len(values), len(values)))
-    _, label = connected_components(matrix, directed=False)
-    groups: dict[int, list[str]] = {}
-    for value, k in place.items():
-        groups.setdefault(int(label[k]), []).append(value)
+    graph = networkx.Graph((a, b) for row in rows for a in row for b in row if a is not None and b is not None)
     out = {}
-    for group in groups.values():
+    for group in networkx.connected_components(graph):
         name = min([v for v in group if v in own], default=min(group))
         out |= {value: name for value in group if value != name}
     return out
@@ -123,7 +114,7 @@ def test_components_are_those_of_two_other_implementations(tmp_path: Path, seed:
         rows.append(tuple(None if rng.random() < 0.3 else value for value in row))
     names = ("user_id", "anon", "device")
     found = stitched(tmp_path, rows, names, max_size=10_000)
-    assert found == by_hand(rows) == by_scipy(rows)
+    assert found == by_hand(rows) == by_networkx(rows)
     assert (
         stitched(tmp_path / "again", rng.permutation(np.array(rows, object)).tolist(), names, max_size=10_000) == found
     )
