@@ -699,7 +699,9 @@ def check(
         return
     for w in loaded.warnings:
         _say(str(w))
-    said = ", ".join(_many(n, section.removesuffix("s")) for section, n in counts.items() if n) or "nothing declared yet"
+    said = (
+        ", ".join(_many(n, section.removesuffix("s")) for section, n in counts.items() if n) or "nothing declared yet"
+    )
     looked = "definitions only" if definitions_only else "definitions and columns"
     found = _many(len(warnings), "warning") if warnings else "no problem"
     _say(_wrap(f"{spec.project}: {said} in {_many(len(loaded.files), 'file')}. Checked {looked}: {found}."))

@@ -209,8 +209,10 @@ class Estimate:
 
     @property
     def p_value(self) -> float | None:
-        """None where there is none to give; a credible interval has none, whatever its shape."""
-        return None if self.interval_kind == "credible" else self.uncertainty.p_value(self.value)
+        """None where there is none to give: a credible interval has none, whatever its shape, and neither has a cell of a
+        description, which nobody holds against zero."""
+        described = bool(self.labels) and not self.estimand.startswith("difference")
+        return None if described or self.interval_kind == "credible" else self.uncertainty.p_value(self.value)
 
     def draw(self, rng: np.random.Generator, size: int) -> FloatArray:
         return self.uncertainty.draw(self.value, rng, size)

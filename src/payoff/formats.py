@@ -154,7 +154,8 @@ def written(
     if not all(math.isfinite(x) for x in numbers):
         raise ValueError(f"not a finite interval: {value}, {low}, {high}")
     if max(numbers) - min(numbers) <= 1e-12 * max(abs(x) for x in numbers):  # the last bits of a sum are no width
-        text = exact(value, what, change=change)
+        # a measured time in another unit of time has digits that nobody measured
+        text = _whole(value, what, change, 4) if what.kind == "duration" else exact(value, what, change=change)
         return Written(text, text, text, text)
     scale = _scale(what, change, max(abs(x) for x in numbers))
     half = abs(high - low) / 2 * scale.factor
