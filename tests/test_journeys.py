@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime
 from pathlib import Path
 
 import duckdb
@@ -164,6 +165,16 @@ def test_a_claim_on_credit_is_graded_d_and_one_beside_it_is_compared(site: Proje
     compared = claims["claims.personalisation_total"]["compare"]
     assert {c["name"] for c in compared} == {"attribution.personalisation"}
     assert all(c["low"] <= c["value"] <= c["high"] for c in compared if c["value"] is not None)
+
+
+def test_what_is_dated_after_now_is_in_the_future(site: Project) -> None:
+    early, late = (
+        site.run(["paths.to_order"], record=False, now=now).results[0]
+        for now in (datetime(2026, 9, 1, tzinfo=UTC), None)
+    )
+    assert any("future" in reason for reason in early.left_out)
+    assert not any("future" in reason for reason in late.left_out)
+    assert sum(early.estimates[0].n.values()) < sum(late.estimates[0].n.values())
 
 
 def test_a_plan_reads_no_rows_and_names_what_it_would_read(site: Project) -> None:

@@ -558,6 +558,7 @@ class Project:
                     crosses=(),
                     attributes=wanted_attributes,
                     beside=(),
+                    now_us=design.now_us,
                 )
             )
         return out
@@ -708,10 +709,12 @@ class Project:
         actor: str | None = None,
         command: str | None = None,
         looks_before: int | None = None,
+        now: datetime | None = None,
     ) -> Run:
         """Answer the experiments and claims named (default: all), and append the run to the ledger unless ``record`` is off.
 
         Earlier looks at an experiment are read from the ledger; ``looks_before`` takes those before that entry only.
+        Rows dated after ``now`` (default: the clock) are in the future, and enter nothing.
         """
         spec = self.loaded.spec
         started = datetime.now(UTC)
@@ -722,6 +725,10 @@ class Project:
         claim_names, programmes = asked["claims"], asked["programmes"]
         designs = self._designs(asked["experiments"], self._looks(asked["experiments"], looks_before))
         journeys = [self._journey(kind, name) for kind in _JOURNEYS for name in asked[kind]]
+        # to the second, as a run is kept, so that it can be verified at the same moment
+        at = round((now or started.replace(microsecond=0)).timestamp() * 1_000_000)
+        designs = [replace(design, now_us=at) for design in designs]
+        journeys = [replace(journey, now_us=at) for journey in journeys]
         outcomes: dict[str, Result | Refusal] = {}
         plan: tuple[Step, ...] = ()
         fingerprints: dict[str, str] = {}
@@ -1044,7 +1051,13 @@ class Project:
             day = date.fromisoformat(old.get("today") or old["started"][:10])
             earlier = min(entry.seq for entry in (stored.header, *stored.entries))
             new = self.run(
-                again, seed=old["seed"], record=False, today=day, progress=progress, looks_before=earlier
+                again,
+                seed=old["seed"],
+                record=False,
+                today=day,
+                progress=progress,
+                looks_before=earlier,
+                now=datetime.fromisoformat(old["started"]),
             ).to_dict()
         fresh: dict[tuple[str, str], list[Any]] = {}
         for section, kind in SECTIONS.items():
