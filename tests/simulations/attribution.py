@@ -201,6 +201,11 @@ def shown(values: Matrix, digits: int = 2, percent: bool = False) -> str:
     return figure(*_mean(values), digits, percent)
 
 
+def counted(values: Matrix) -> str:
+    """How often, of how many: a share of a few companies has no standard error where it is 0 or 1."""
+    return f"{values.sum():g} of {len(values)}"
+
+
 def _mean(values: Matrix) -> tuple[float, float]:
     return float(values.mean()), float(values.std(ddof=1)) / math.sqrt(len(values))
 
@@ -231,7 +236,7 @@ def page(found: dict[str, list[Held]]) -> str:
                 model,
                 shown(100 * error(found[model]), 1),
                 shown(rank(found[model])),
-                shown(top(found[model]), 0, percent=True),
+                counted(top(found[model])),
                 figure(*follows(found[model])),
             ]
             for model in models
@@ -266,8 +271,8 @@ def page(found: dict[str, list[Held]]) -> str:
                 shown(over_personal(found[model]), 1),
                 shown(raw_error(found[model]), 1, percent=True),
                 shown(left_error(found[model]), 1, percent=True),
-                shown(covered(found[model], "total"), 0, percent=True),
-                shown(covered(found[model], "ratio"), 0, percent=True),
+                counted(covered(found[model], "total")),
+                counted(covered(found[model], "ratio")),
             ]
             for model in models
             if scopes(found[model])
@@ -281,7 +286,7 @@ Written by `make attribution` (`python -m tests.simulations.attribution`), from 
 and {KNOBS["days"]} days. What each touchpoint truly brought is known: the same company is run once more without it
 ([world.md](world.md)). The worth of home, search, recommendations and advertising is drawn anew for each company, so each of them is
 the best of some. An e-mail brings what it brings in every company; direct brings nothing, it is how customers come who were coming
-anyway. Every figure is a mean over companies and its Monte-Carlo standard error.
+anyway. Every figure is a mean over companies and its Monte-Carlo standard error, or how many of the companies.
 
 ## Credit beside the truth
 
