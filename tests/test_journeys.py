@@ -227,3 +227,9 @@ def test_pictures_and_tables_of_an_answer(site: Project) -> None:
         assert answer.plot(what).startswith("<svg")
         assert "descriptive" in str(answer)
         assert answer.to_arrow().num_rows > 0
+
+
+def test_events_of_one_source_are_read_once_for_before_and_after(site: Project) -> None:
+    run = site.run(["attribution.personalisation"], record=False)
+    (step,) = [s for s in run.plan if s.name == "users before and after joining"]
+    assert step.sql.count('"exposures"') == 1

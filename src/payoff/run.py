@@ -523,7 +523,7 @@ class Project:
             of = self.loaded.spec.experiments[experiment]
             metrics = tuple(
                 MetricUse(
-                    outcome_name(name, outcome),
+                    outcome.measured_as(name),
                     self._measured(outcome, design, catalog),
                     "primary",
                     None,
@@ -1078,11 +1078,6 @@ class Project:
                 figures.append(Verified(entry.name, entry.kind, found))
         context = tuple(context_changes(old, new)) if new else ("none of what it holds is declared any more",)
         return Verification(chain, stored.run_id, stored.header.at, context, tuple(figures))
-
-
-def outcome_name(name: str, outcome: Outcome) -> str:
-    """What an attribution's outcome is called as a metric of the experiment that it is held against."""
-    return f"{'conversions' if outcome.value is None else 'value'} of {name}"
 
 
 def reread_name(attribution: str, experiment: str) -> str:

@@ -71,7 +71,7 @@ class FunnelMethod:
             estimates=told.estimates,
             arms=(),
             readings=(),
-            checks=_checks(design, declared, data, entered, who),
+            checks=_checks(design, data, entered, who),
             assumptions=self.assumptions,
             left_out=left_out,
             owner=declared.owner,
@@ -274,7 +274,7 @@ def _finding(
 # ---------------------------------------------------------------- checks
 
 
-def _checks(design: JourneyDesign, declared: Funnel, data: FunnelData, entered: int, who: str) -> tuple[Check, ...]:
+def _checks(design: JourneyDesign, data: FunnelData, entered: int, who: str) -> tuple[Check, ...]:
     return (
         Check(
             "entries",

@@ -879,6 +879,10 @@ class Outcome(Noun):
     event: EventRef
     value: Sql | None = None
 
+    def measured_as(self, name: str) -> str:
+        """What the outcome called ``name`` is called as a metric of an experiment that its credit is held against."""
+        return f"{'conversions' if self.value is None else 'value'} of {name}"
+
 
 OutcomeRef = Annotated[
     Outcome,

@@ -565,9 +565,7 @@ def plan(catalog: Catalog, design: JourneyDesign) -> list[Step]:
     statements = _Statements(catalog, design)
     declared = statements.declared
     facts = _Facts(placeholder("as_of_us"), None, ((0, 0),) if design.zone == "UTC" else None)
-    steps = [
-        profile_step(catalog, event, design.entity, design.now_us, ids=ids) for event, ids in _to_profile(statements)
-    ]
+    steps = [profile_step(catalog, event, design.entity, ids=ids) for event, ids in _to_profile(statements)]
     steps += [statements.spending_profile()] if declared.cost is not None else []
     steps += [statements.keep_starts(facts), statements.sizes()]
     steps += [statements.earlier()] if design.starts_us is not None else []
@@ -636,7 +634,7 @@ def read(catalog: Catalog, design: JourneyDesign) -> CohortsData:
         found, steps = profile(catalog, event, design.entity, design.now_us, ids=ids)
         run.steps += steps
         profiles[event.source if event.source not in profiles else f"{event.source} where {event.where}"] = found
-    as_of = _as_of(catalog, statements, profiles, design.now_us)
+    as_of = _as_of(catalog, profiles, design.now_us)
     left_out: dict[str, int] = {}
     for found in profiles.values():
         left_out |= found.left_out()
@@ -707,7 +705,7 @@ def _texts(steps: Sequence[Step]) -> tuple[tuple[str, str], ...]:
     return tuple((step.name, step.sql) for step in steps)
 
 
-def _as_of(catalog: Catalog, statements: _Statements, profiles: Mapping[str, EventProfile], now_us: int) -> int | None:
+def _as_of(catalog: Catalog, profiles: Mapping[str, EventProfile], now_us: int) -> int | None:
     through = [p.through_us for p in profiles.values() if p.through_us is not None]
     if not through:
         return None

@@ -82,7 +82,7 @@ class _Kernel(CreditStatements):
             self._keep("pairs", self._pairs(heavy))
             for name in ("units", "touches", "ranks", "reach"):
                 self.catalog.engine.drop(f"credit_{name}")
-            credits = tuple(self._credits(totals))
+            credits = tuple(self._credits())
         return CreditData(
             models={name: m.kind for name, m in self.models.items()},
             stops=self.touches.stops,
@@ -243,7 +243,7 @@ class _Kernel(CreditStatements):
         cell = _ints(table, "cell")
         return cell // (GROUPS * self._slots), cell // GROUPS % self._slots, cell % GROUPS
 
-    def _credits(self, totals: Mapping[str, Total]) -> Iterator[Credit]:
+    def _credits(self) -> Iterator[Credit]:
         stops = self.touches.stops
         k = len(stops)
         bare = self._fetch(self._untouched())

@@ -121,7 +121,7 @@ def rows_of(
     return Query(select)
 
 
-def profile_step(catalog: Catalog, event: Event, entity: str, now_us: int, *, ids: bool = False) -> Step:
+def profile_step(catalog: Catalog, event: Event, entity: str, *, ids: bool = False) -> Step:
     """The statement that counts rows, those with a unit and a time, and their span: columns as stored, in one pass."""
     view = catalog.view(event.source)
     clock_us(view)
@@ -190,7 +190,7 @@ def profile(
     catalog: Catalog, event: Event, entity: str, now_us: int, *, ids: bool = False
 ) -> tuple[EventProfile, list[Step]]:
     """What enters of an event and what does not, and the statements that it took. ``ids`` looks for repeated ids too."""
-    view, steps = catalog.view(event.source), [profile_step(catalog, event, entity, now_us, ids=ids)]
+    view, steps = catalog.view(event.source), [profile_step(catalog, event, entity, ids=ids)]
     found = catalog.engine.row(steps[0].query, steps[0].name, view.name)
     lost = dict.fromkeys(("without_unit", "without_time", "before_1970", "ahead"), 0)
     n, first, last = int(found["n"]), found["first_us"], found["last_us"]
@@ -251,9 +251,8 @@ def before_and_after(
     ``met`` are events on the way and ``led_to`` those at the end of it. Both maps count units, those that come to the end, and those of
     them that were met on the way; the second also counts units met under several ids.
     """
-    rows = [
-        _marked(catalog, event, entity, now_us, ends) for ends, of in ((False, met), (True, led_to)) for event in of
-    ]
+    marks = [(ends, event) for ends, of in ((False, met), (True, led_to)) for event in _by_source(of)]
+    rows = [_marked(catalog, event, entity, now_us, ends) for ends, event in marks]
     union: exp.Query = rows[0].tree
     for other in rows[1:]:
         union = exp.union(union, other.tree, distinct=False)
@@ -296,7 +295,7 @@ def _by_source(events: Sequence[Event]) -> list[Event]:
 
 
 def _marked(catalog: Catalog, event: Event, entity: str, now_us: int, ends: bool) -> Query:
-    """The units and ids of an event, each pair once.."""
+    """The units and ids of an event, each pair once."""
     view = catalog.view(event.source)
     own = {"own": view.own_unit(entity)}
     rows = rows_of(catalog, event, entity, now_us, own).tree.subquery("entering")

@@ -231,7 +231,6 @@ class FunnelStatements:
                 self.catalog,
                 source.event(source.events),
                 self.design.entity,
-                self.design.now_us,
                 ids=source.view.source.id is not None,
             )
             for source in self.sources.values()

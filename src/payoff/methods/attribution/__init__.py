@@ -65,7 +65,7 @@ class AttributionMethod:
             first = refusals[0]
             return Refusal(design.name, first.reason, first.remedy)
         estimates = [e for s in shown for e in credit_estimates(design, data, s)]
-        differences, without = between_arms(design, data, shown)
+        differences, without = between_arms(design, shown)
         reconciliations, said = reconcile(design, data, bootstrap, rng, incremental, own or {})
         return Result(
             name=design.name,

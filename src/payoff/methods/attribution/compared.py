@@ -10,15 +10,13 @@ from payoff.result import Refusal
 from payoff.spec.journeys import JourneyDesign
 from payoff.stats.compare import difference, mean_level
 from payoff.stats.moments import Moments
-from payoff.warehouse.credited import ArmCredit, CreditData
+from payoff.warehouse.credited import ArmCredit
 
 ESTIMAND = "difference in attributed value per unit"
 _WAIT = "wait for more units or more conversions"
 
 
-def between_arms(
-    design: JourneyDesign, data: CreditData, shown: Sequence[Shown]
-) -> tuple[list[Estimate], list[Refusal]]:
+def between_arms(design: JourneyDesign, shown: Sequence[Shown]) -> tuple[list[Estimate], list[Refusal]]:
     """Differences of every arm from the control: of all that is attributed, and by model of what each touchpoint is credited with.
 
     Of all touches, personalised or not. What treatment personalises, a control that is kept from it never meets, so that credit of

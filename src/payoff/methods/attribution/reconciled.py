@@ -73,7 +73,7 @@ def reconcile(
     notes = [f"{name} itself does not pass its check {c.name} ({c.detail})" for c in doubted]
     notes += [f"{model} {_WITHOUT[kind]}" for model, kind in data.models.items() if kind in _WITHOUT]
     for credit in (c for c in data.credits if c.window_us == longest):
-        metric = _metric(declared, credit.outcome)
+        metric = declared.outcomes[credit.outcome].measured_as(credit.outcome)
         found = _differences(incremental, metric)
         twice = _counted_twice(data, credit)
         if twice is not None:
@@ -111,11 +111,6 @@ def _unreadable(design: JourneyDesign, name: str, incremental: Result | Refusal 
     if design.arms is None or design.arms.experiment != name:
         return "conversions are split by the arms of another experiment (between_arms_of); leave that out to reconcile"
     return None
-
-
-def _metric(declared: Attribution, outcome: str) -> str:
-    """What the experiment calls the attribution's outcome."""
-    return f"{'conversions' if declared.outcomes[outcome].value is None else 'value'} of {outcome}"
 
 
 def _differences(result: Result, metric: str) -> list[Estimate]:

@@ -119,13 +119,12 @@ def paths(figures: PathFigures, name: str) -> Chart | None:
     if not shown:
         return None
     said = [f"{row.rank}. {row.path}: {row.journeys.text} journeys, {quantity.full}" for row, quantity in shown]
-    unit = _SHARE if shown[0][0].share is not None else formats.NUMBER
     rows = [Row(row.path, [quantity]) for row, quantity in shown]
     description = formats.shorten(". ".join(said) + ".", _MOST)
-    return both(f"Most common paths, {name}", description, lambda width: _draw_paths(rows, unit, width))
+    return both(f"Most common paths, {name}", description, lambda width: _draw_paths(rows, width))
 
 
-def _draw_paths(rows: Sequence[Row], unit: Unit, width: int) -> Sheet:
+def _draw_paths(rows: Sequence[Row], width: int) -> Sheet:
     """A bar under the whole of its path, which may be long."""
     sheet = Sheet(width)
     top = max(q.high for row in rows for q in row.marks if q is not None) or 1.0
