@@ -18,7 +18,7 @@ from payoff.report.html import page
 from payoff.report.terminal import text
 from payoff.result import Refusal, Result
 from payoff.run import Project, Run
-from payoff.warehouse.engine import DuckDBEngine
+from payoff.warehouse.engines.duckdb import DuckDBEngine
 from tests.builders import make_project, write_project
 
 KINDS = ("attribution.credit", "funnels.buy", "cohorts.weekly", "paths.ways")

@@ -11,11 +11,11 @@ import platform
 import re
 import uuid
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
-from functools import cached_property
+from functools import cached_property, partial
 from importlib.metadata import version
 from itertools import combinations
 from pathlib import Path
@@ -36,26 +36,29 @@ from payoff.spec.loader import LoadedProject
 from payoff.spec.nouns import (
     Attribute,
     Attribution,
+    Connection,
     CountMetric,
     DuckDBConnection,
     Event,
     Experiment,
     Funnel,
     Journey,
-    LedgerConnection,
     Outcome,
+    PostgresConnection,
     Spend,
+    SQLiteConnection,
     SumMetric,
     format_duration,
 )
 from payoff.warehouse import cohorts, credit, funnels, paths
 from payoff.warehouse.arms import ArmsReader
+from payoff.warehouse.dialect import CannotRun
 from payoff.warehouse.doctor import Finding, examine
-from payoff.warehouse.engine import Progress
+from payoff.warehouse.engine import Engine, Progress
 from payoff.warehouse.events import AHEAD_US, EventProfile, before_and_after
 from payoff.warehouse.identity import report as stitching
 from payoff.warehouse.layout import sources_of
-from payoff.warehouse.needs import ArmsData, SourceProfile
+from payoff.warehouse.needs import ArmsData, ArmsNeed, SourceProfile
 from payoff.warehouse.query import ExpressionError, select_only
 from payoff.warehouse.sources import Catalog, from_us, to_us
 from payoff.warehouse.statements import Step
@@ -602,12 +605,14 @@ class Project:
         spec = self.loaded.spec
         known = self.loaded.sources()
         wanted = known if sources is None else {name: known[name] for name in sources}
-        connections = {n: c for n, c in spec.connections.items() if isinstance(c, DuckDBConnection)}
-        used = {self.loaded.connection_of(s) for s in wanted.values()} - {None}
-        if used:
-            connections = {n: c for n, c in connections.items() if n in used or c.path is None}
-        else:
-            connections = {n: replace_path(c) for n, c in connections.items()}
+        used = {n for s in wanted.values() if (n := self.loaded.connection_of(s)) is not None}
+        connections: dict[str, Connection] = {}
+        alone = all(spec.connections[n].engine == "duckdb" for n in used)
+        for n, c in spec.connections.items():
+            if n in used:
+                connections[n] = c
+            elif alone and isinstance(c, DuckDBConnection) and (not used or c.path is None):
+                connections[n] = replace_path(c)  # its settings hold for files too
         return Catalog(wanted, spec.entities, connections, self.root, spec.timezone, progress)
 
     def check_sql(self, catalog: Catalog, sources: Iterable[str]) -> None:
@@ -740,6 +745,14 @@ class Project:
             method = registry.method("experiment")
             extra = [v for c in claim_names for v, _ in amounts.parse(spec.claims[c].amount).volumes]
             with self._reading(designs, journeys, extra, progress) as catalog:
+                engine = catalog.engine
+                read.engine = engine
+                if not engine.dialect.native:
+                    versions[engine.dialect.name] = engine.version
+                    cannot = self._cannot(catalog, designs, journeys)
+                    outcomes |= cannot
+                    designs = [d for d in designs if d.name not in cannot]
+                    journeys = [j for j in journeys if j.name not in cannot]
                 steps = catalog.prepare(run=True)
                 rereads = {j.name: self._rereads(j, catalog) for j in journeys}
                 wanted = [*designs, *(d for held in rereads.values() for d in held)]
@@ -763,7 +776,7 @@ class Project:
                     outcome, more = self._answer_journey(catalog, journey, held, read, seed)
                     outcomes[journey.name] = outcome
                     steps += more
-                plan = tuple(steps)
+                plan = tuple(engine.as_sent(step) for step in steps)
                 counts = {claim: self._count(catalog, claim, designs) for claim in claim_names}
         for name in programmes:
             outcome = self._programme(name, outcomes)
@@ -826,6 +839,27 @@ class Project:
             with self.ledger() as ledger:
                 ledger.append({**run.to_dict(), **({"command": command} if command else {})}, actor=actor)
         return run
+
+    def _cannot(
+        self, catalog: Catalog, designs: Sequence[ExperimentDesign], journeys: Sequence[JourneyDesign]
+    ) -> dict[str, Refusal]:
+        """What this engine has no form of, by name, found out before any of it is sent."""
+        method = registry.method("experiment")
+        plans: dict[str, Callable[[], list[Step]]] = {
+            design.name: partial(_plan_of, catalog, method.needs(design)) for design in designs
+        }
+        for journey in journeys:
+            plans[journey.name] = partial(_JOURNEYS[journey.name.split(".")[0]][1].plan, catalog, journey)
+        out: dict[str, Refusal] = {}
+        for name, plan in plans.items():
+            try:
+                catalog.engine.check(plan())
+            except CannotRun as error:
+                full = name if "." in name else f"experiments.{name}"
+                out[name] = Refusal(
+                    full, str(error), "Read its sources from a duckdb connection, or from another engine."
+                )
+        return out
 
     def _answer_journey(
         self, catalog: Catalog, design: JourneyDesign, held: Mapping[str, Result | Refusal], read: _Kept, seed: int
@@ -994,7 +1028,7 @@ class Project:
         if spec.ledger is None:
             return Ledger.open(self._ledger_path, read_only=read_only)
         connection = spec.connections[spec.ledger]
-        assert isinstance(connection, LedgerConnection)
+        assert isinstance(connection, SQLiteConnection | PostgresConnection)
         url, local = connection.url, "sqlite:///"
         if url.startswith(local):  # relative to the project, as every path of a definition is
             url = f"{local}{self.root / url.removeprefix(local)}"
@@ -1130,6 +1164,7 @@ class _Kept:
     definition_hash: str
     seed: int
     versions: Mapping[str, str]
+    engine: Engine | None = None
 
     def provenance(
         self,
@@ -1151,6 +1186,8 @@ class _Kept:
             self.as_of.append(as_of_us)
         if isinstance(outcome, Refusal):
             return outcome
+        if self.engine is not None:
+            sql = tuple((step, self.engine.sent(text, step)) for step, text in sql)
         provenance = Provenance(
             sql=sql,
             definition_hash=self.definition_hash,
@@ -1160,6 +1197,10 @@ class _Kept:
             versions=self.versions,
         )
         return replace(outcome, provenance=provenance)
+
+
+def _plan_of(catalog: Catalog, need: ArmsNeed) -> list[Step]:
+    return ArmsReader(catalog, [need]).plan()
 
 
 def replace_path(connection: DuckDBConnection) -> DuckDBConnection:

@@ -406,7 +406,7 @@ def test_secrets_are_never_repeated(make: Make, monkeypatch: pytest.MonkeyPatch)
     )
     project = load(make(root, email=EMAIL))
     kept = project.spec.connections["results"]
-    assert isinstance(kept, nouns.LedgerConnection)
+    assert isinstance(kept, nouns.PostgresConnection | nouns.SQLiteConnection)
     assert kept.url == "postgresql://u:hunter2@host/db"
     assert "hunter2" not in repr(project)
     monkeypatch.setenv("SHOP_SECRET", "swordfish")
@@ -603,7 +603,7 @@ def test_a_section_may_be_blank(make: Make, blank: str) -> None:
         ("{table: orders,", "{table: orders, connection: x,", "error[wrong-connection]: 'x' is a sqlite connection, which only keeps the ledger"),
         ("{table: orders,", "{table: orders, connection: bare,", "error[wrong-connection]: 'bare' has no path to a database"),
         ("bare: {engine: duckdb}", "bare: {engine: duckdb, path: b.duckdb}", "defs/email.yml:2:19 error[no-connection]: several connections could be meant; add connection: main or bare"),
-        ("main: {engine: duckdb, path: shop.duckdb}", "main: {engine: duckdb}", "error[no-connection]: no duckdb connection with a path is declared"),
+        ("main: {engine: duckdb, path: shop.duckdb}", "main: {engine: duckdb}", "error[no-connection]: no connection that holds tables is declared"),
         ("entity: user, window", "entity: usr, window", "payoff.yml:3:20 error[unknown-entity]: 'usr' is not an entity; did you mean 'user'?"),
         ("entity: user, window", "holdout_unit: home, window", "payoff.yml:3:26 error[unknown-entity]: 'home' is not an entity; declare it under 'entities', or map it in a source's entity"),
     ],
@@ -906,7 +906,10 @@ def sections_of_the_documentation() -> dict[str, str]:
         ("The root file", nouns.ProjectSpec),
         ("defaults", nouns.Defaults),
         ("connections", nouns.DuckDBConnection),
-        ("connections", nouns.LedgerConnection),
+        ("connections", nouns.SQLiteConnection),
+        ("connections", nouns.PostgresConnection),
+        ("connections", nouns.ClickHouseConnection),
+        ("connections", nouns.SparkConnection),
         ("entities", nouns.Entity),
         ("identity", nouns.Identity),
         ("sources", nouns.Source),

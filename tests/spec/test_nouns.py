@@ -153,7 +153,7 @@ def test_what_is_not_a_time_zone(zone: str) -> None:
 
 
 def test_a_url_is_not_in_the_representation() -> None:
-    assert "secret" not in repr(nouns.LedgerConnection(engine="postgres", url="postgresql://u:secret@h/d"))
+    assert "secret" not in repr(nouns.PostgresConnection(engine="postgres", url="postgresql://u:secret@h/d"))
 
 
 def test_values_are_ordered() -> None:

@@ -366,13 +366,17 @@ class LoadedProject:
         return declared, declared.from_ or own
 
     def connection_of(self, source: Source) -> str | None:
-        """The DuckDB connection a table or sql source reads: the one it names, else the only one with a path."""
+        """The connection a table or sql source reads: the one it names, else the only one that holds tables."""
         if source.file is not None or source.sessions is not None:
             return None
         if source.connection is not None:
             return source.connection
-        usable = [n for n, c in self.spec.connections.items() if c.engine == "duckdb" and c.path is not None]
+        usable = self.readable()
         return usable[0] if len(usable) == 1 else None
+
+    def readable(self) -> list[str]:
+        """The connections that a source may be meant to read without naming one: the ledger's own is not."""
+        return [n for n, c in self.spec.connections.items() if c.holds_tables and n != self.spec.ledger]
 
     # ------------------------------------------------------------ journeys
 

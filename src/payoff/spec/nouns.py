@@ -202,15 +202,76 @@ class DuckDBConnection(Noun):
     )
     threads: int | None = Field(None, ge=1)
 
+    @property
+    def holds_tables(self) -> bool:
+        """Can a ``table:`` or ``sql:`` source be read from it?"""
+        return self.path is not None
 
-class LedgerConnection(Noun):
+
+class SQLiteConnection(Noun):
     """A SQLAlchemy URL for the ledger of results; never a place metrics are read from."""
 
-    engine: Literal["sqlite", "postgres"]
+    engine: Literal["sqlite"]
     url: str = Field(repr=False)  # it may hold a password
 
+    @property
+    def holds_tables(self) -> bool:
+        return False
 
-Connection = Annotated[DuckDBConnection | LedgerConnection, Field(discriminator="engine")]
+
+class PostgresConnection(Noun):
+    """A PostgreSQL database: sources are read from it (in read-only transactions), or the ledger is kept in it."""
+
+    engine: Literal["postgres"]
+    url: str = Field(repr=False, description="postgresql://user:password@host:5432/database")
+    db_schema: str | None = Field(
+        None, alias="schema", description="where tables without a schema are; default: the user's"
+    )
+
+    @property
+    def holds_tables(self) -> bool:
+        return True
+
+
+class ClickHouseConnection(Noun):
+    """ClickHouse: a server by its URL, or in this process (chdb) over the folder at ``path``."""
+
+    engine: Literal["clickhouse"]
+    url: str | None = Field(None, repr=False, description="http://user:password@host:8123/database, or https://")
+    path: str | None = Field(None, description="a folder of chdb's, relative to the project")
+    database: str | None = Field(None, description="where tables without a database are; default: `default`")
+
+    @model_validator(mode="after")
+    def _one_place(self) -> ClickHouseConnection:
+        if (self.url is None) == (self.path is None):
+            raise ValueError("a clickhouse connection has one of url (a server) and path (a folder, read in process)")
+        return self
+
+    @property
+    def holds_tables(self) -> bool:
+        return True
+
+
+class SparkConnection(Noun):
+    """A Spark cluster that exists: by Spark Connect (``sc://host:15002``) or as a classic session's master (``spark://host:7077``, ``local[4]``, ``yarn``)."""
+
+    engine: Literal["spark"]
+    url: str = Field(repr=False)
+    database: str | None = Field(None, description="where tables without a database are (a catalog may go before it)")
+    options: dict[str, str] = Field(
+        default_factory=dict, description="settings of a classic session, such as spark.executor.memory"
+    )
+
+    @property
+    def holds_tables(self) -> bool:
+        return True
+
+
+Connection = Annotated[
+    DuckDBConnection | SQLiteConnection | PostgresConnection | ClickHouseConnection | SparkConnection,
+    Field(discriminator="engine"),
+]
+KEEPS_LEDGERS = ("sqlite", "postgres")
 
 
 class Defaults(Noun):

@@ -15,6 +15,7 @@ from zoneinfo import ZoneInfo
 from payoff.errors import Problem
 from payoff.spec.journey_references import JourneyChecker
 from payoff.spec.nouns import (
+    KEEPS_LEDGERS,
     Attribute,
     Claim,
     ConversionMetric,
@@ -152,10 +153,8 @@ class Checker:
         self.entities |= {entity for entity in (defaults.entity, defaults.holdout_unit) if entity is not None}
         if ledger is not None and self.known("connections", ledger, "a connection", "ledger"):
             connection = self.spec.connections.get(ledger)
-            if connection is not None and connection.engine == "duckdb":
-                message = (
-                    f"'{ledger}' is a duckdb connection, which is only read; the ledger needs engine sqlite or postgres"
-                )
+            if connection is not None and connection.engine not in KEEPS_LEDGERS:
+                message = f"'{ledger}' is a {connection.engine} connection, which is only read; the ledger needs engine sqlite or postgres"
                 self.problem("wrong-connection", message, "ledger")
 
     def entity(self, name: str, entity: Entity) -> None:
@@ -210,20 +209,20 @@ class Checker:
         if source.connection is not None:
             if self.known("connections", source.connection, "a connection", *steps, "connection"):
                 connection = self.spec.connections.get(source.connection)
-                if connection is not None and connection.engine != "duckdb":
-                    message = f"'{source.connection}' is a {connection.engine} connection, which only keeps the ledger; sources are read from duckdb connections"
+                if connection is not None and connection.engine == "sqlite":
+                    message = f"'{source.connection}' is a sqlite connection, which only keeps the ledger; sources are read from duckdb, postgres, clickhouse or spark connections"
                     self.problem("wrong-connection", message, *steps, "connection")
-                elif connection is not None and connection.path is None:
+                elif connection is not None and not connection.holds_tables:
                     self.problem(
                         "wrong-connection", f"'{source.connection}' has no path to a database", *steps, "connection"
                     )
         elif (source.table is not None or source.sql is not None) and self.project.connection_of(source) is None:
-            usable = [n for n, c in self.spec.connections.items() if c.engine == "duckdb" and c.path is not None]
+            usable = self.project.readable()
             if usable:
                 message = f"several connections could be meant; add connection: {' or '.join(usable)}"
                 self.problem("no-connection", message, *steps, "table" if source.table is not None else "sql")
             elif len(self.declared["connections"]) == len(self.spec.connections) and self.sound("connections"):
-                message = "no duckdb connection with a path is declared to read this from, such as connections: {main: {engine: duckdb, path: data/acme.duckdb}}"
+                message = "no connection that holds tables is declared to read this from, such as connections: {main: {engine: duckdb, path: data/acme.duckdb}}"
                 self.problem("no-connection", message, *steps, "table" if source.table is not None else "sql")
 
     # ------------------------------------------------------------ metrics

@@ -1,114 +1,51 @@
-"""The embedded engine: DuckDB, opened read-only and locked down before the first query.
+"""What every engine gives: statements run over one session, and tables that last as long as it does.
 
-Databases are attached READ_ONLY to an in-memory session; only the files that sources name may be read; nothing may be
-written but temporary tables, which spill to a private folder. Once locked, no setting can be changed back.
+A statement is a tree in our own SQL (DuckDB's dialect). Each engine is one file in ``engines/``: its Dialect, by which the tree
+is translated or refused, and its driver. Data stays in the engine; what comes back grows with what is asked, never with users.
 """
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
-from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor, wait
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import duckdb
-import pyarrow as pa
 from sqlglot import exp
 
 from payoff.errors import ConnectionFailed, DataError
-from payoff.spec.nouns import DuckDBConnection
-from payoff.warehouse.query import Query
+from payoff.spec.nouns import ClickHouseConnection, Connection, DuckDBConnection, PostgresConnection, SparkConnection
+from payoff.warehouse.dialect import Dialect
+from payoff.warehouse.query import Query, parsed_query
 
-T = TypeVar("T")
+if TYPE_CHECKING:
+    from typing import Self
+
+    import pyarrow as pa
+
+    from payoff.warehouse.statements import Step
+
 Progress = Callable[[str, float | None], None]
 """Told the step's name and the share done (0 to 1, or None where the engine cannot say)."""
 
 
-def catalog_of(connection: str) -> str:
-    """The name a connection's database goes by in SQL; its own may be reserved there, as ``main`` is."""
-    return f"{connection}_db"
+class Engine(ABC):
+    """A session over the connections of a project that a run reads. Use as a context manager.
 
-
-def quarter_of_memory() -> str:
-    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return f"{max(pages // 4 // 2**20, 256)}MiB"
-
-
-class DuckDBEngine:
-    """A session over every DuckDB connection of a project.
-
-    ``files`` are the absolute paths that ``file:`` sources resolved to. Raises ConnectionFailed when a database cannot be
-    opened. Use as a context manager: the spill folder goes with it.
+    ``ready`` is told of every statement before it runs, so that the tables it names can be made first. What is named
+    ``what`` is the step, for progress and errors; ``source`` the source that an error is told of. Statements raise DataError (the
+    data is not what its definition says), CannotRun (the engine has no form of it) and ConnectionFailed.
     """
 
-    def __init__(
-        self,
-        connections: Mapping[str, DuckDBConnection],
-        root: Path,
-        files: Iterable[str] = (),
-        progress: Progress | None = None,
-    ) -> None:
-        self._progress = progress
-        settings = next(iter(connections.values()), None)
-        spill_root = root / settings.temp_directory if settings and settings.temp_directory else None
-        try:
-            if spill_root is not None:
-                spill_root.mkdir(parents=True, exist_ok=True)
-            self._spill = tempfile.mkdtemp(prefix="payoff-spill-", dir=spill_root)
-        except OSError as error:
-            raise ConnectionFailed(f"no folder to spill to: {error}") from error
-        try:
-            self._open(connections, root, files, settings)
-        except BaseException:
-            shutil.rmtree(self._spill, ignore_errors=True)
-            raise
+    dialect: ClassVar[Dialect]
+    version: str = ""
+    """Of the engine's server or library, where it is not told as a package's."""
+    _progress: Progress | None = None
+    ready: Callable[[exp.Query], None] | None = None
 
-    def _open(
-        self,
-        connections: Mapping[str, DuckDBConnection],
-        root: Path,
-        files: Iterable[str],
-        settings: DuckDBConnection | None,
-    ) -> None:
-        self._connection = duckdb.connect(":memory:")
-        for name, declared in connections.items():
-            if declared.path is None:
-                continue
-            path = (root / declared.path).resolve()
-            if not path.is_file():
-                raise ConnectionFailed(f"connection '{name}': there is no database at {path}")
-            literal, alias = exp.Literal.string(str(path)), exp.to_identifier(catalog_of(name), quoted=True)
-            try:
-                self._connection.execute(f"ATTACH {literal.sql('duckdb')} AS {alias.sql('duckdb')} (READ_ONLY)")
-            except duckdb.Error as error:
-                raise ConnectionFailed(f"connection '{name}': {path} cannot be opened: {_plain(error)}") from error
-        attached = [name for name, declared in connections.items() if declared.path is not None]
-        if len(attached) == 1:  # a view's unqualified names are looked up as in the database itself
-            alias = exp.to_identifier(catalog_of(attached[0]), quoted=True)
-            self._connection.execute(f"USE {alias.sql('duckdb')}")
-        limit = settings.memory_limit if settings and settings.memory_limit else quarter_of_memory()
-        options: dict[str, object] = {
-            "memory_limit": limit.replace(" ", ""),
-            "temp_directory": self._spill,
-            "TimeZone": "UTC",
-            "preserve_insertion_order": False,
-            "enable_progress_bar": True,
-            "enable_progress_bar_print": False,
-            "allowed_paths": sorted(set(files)),
-            "enable_external_access": False,
-            "lock_configuration": True,
-        }
-        if settings and settings.threads:
-            options = {"threads": settings.threads, **options}
-        for option, value in options.items():
-            text = exp.convert(value).sql("duckdb")
-            self._connection.execute(f"SET {option} = {text}")
-
-    def __enter__(self) -> DuckDBEngine:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -116,21 +53,32 @@ class DuckDBEngine:
     ) -> None:
         self.close()
 
-    def close(self) -> None:
-        self._connection.close()
-        shutil.rmtree(self._spill, ignore_errors=True)
+    # ---------------------------------------------------------------- statements
 
-    def memory(self) -> int:
-        """The bytes that the engine may use."""
-        row = self._connection.execute("SELECT parse_formatted_bytes(current_setting('memory_limit'))").fetchall()[0]
-        return int(row[0])
+    def text(self, query: Query, what: str = "a statement") -> str:
+        """The statement as it is sent."""
+        return self.dialect.text(query.tree, what)
 
-    # ---------------------------------------------------------------- running
+    def check(self, steps: Iterable[Step]) -> None:
+        """That every statement of a plan has a form here. Raises CannotRun; nothing is sent."""
+        if not self.dialect.native:
+            for step in steps:
+                self.text(step.query, step.name)
+
+    def as_sent(self, step: Step) -> Step:
+        """A step as it was executed here."""
+        if self.dialect.native:
+            return step
+        return replace(step, query=Query(self.dialect.translate(step.query.tree, step.name), self.dialect.writer))
+
+    def sent(self, text: str, what: str) -> str:
+        """The text of a statement in our own SQL as it was executed here."""
+        return text if self.dialect.native else self.text(parsed_query(text), what)
 
     def fetch(self, query: Query, what: str, source: str | None = None) -> pa.Table:
-        """Run a SELECT. ``what`` names the step for progress and errors. Raises DataError or ConnectionFailed."""
-        text = query.render()
-        return self._watched(lambda: self._connection.sql(text).to_arrow_table(), what, source)
+        """Run a SELECT."""
+        self._before(query)
+        return self._select(self.text(query, what), what, source)
 
     def row(self, query: Query, what: str, source: str | None = None) -> dict[str, Any]:
         """The single row of a SELECT that always has one."""
@@ -139,65 +87,97 @@ class DuckDBEngine:
 
     def keep(self, table: str, query: Query, what: str, source: str | None = None) -> None:
         """Keep the rows of a SELECT in a temporary table of this session."""
-        statement = exp.Create(
-            this=exp.to_table(table),
-            kind="TABLE",
-            expression=query.tree.copy(),
-            properties=exp.Properties(expressions=[exp.TemporaryProperty()]),
-        ).sql("duckdb", pretty=True)
-        self._run(statement, what, source)
+        self._before(query)
+        self._create(table, query, what, source)
 
     def append(self, table: str, query: Query, what: str, source: str | None = None) -> None:
         """Add the rows of a SELECT to a table that ``keep`` made of the same columns."""
-        into = exp.to_identifier(table, quoted=True).sql("duckdb")
-        self._run(f"INSERT INTO {into} {query.render()}", what, source)
+        self._before(query)
+        self._insert(table, query, what, source)
 
+    def _before(self, query: Query) -> None:
+        if self.ready is not None:
+            self.ready(query.tree)
+
+    # ---------------------------------------------------------------- what an engine's file gives
+
+    @abstractmethod
+    def _select(self, text: str, what: str, source: str | None) -> pa.Table: ...
+
+    @abstractmethod
+    def _create(self, table: str, query: Query, what: str, source: str | None) -> None: ...
+
+    @abstractmethod
+    def _insert(self, table: str, query: Query, what: str, source: str | None) -> None: ...
+
+    @abstractmethod
     def drop(self, table: str) -> None:
-        self._connection.execute(f"DROP TABLE IF EXISTS {exp.to_identifier(table, quoted=True).sql('duckdb')}")
+        """Forget a table that ``keep`` made, if there is one."""
 
+    @abstractmethod
     def types(self, query: Query, source: str | None = None) -> dict[str, str]:
-        """Column name -> type of a SELECT, without running it."""
-        rows = self._run(f"DESCRIBE {query.render()}", "look at columns", source).fetchall()
-        return {str(row[0]): str(row[1]) for row in rows}
+        """Column name -> type of a SELECT in DuckDB's names (VARCHAR, BIGINT, TIMESTAMP WITH TIME ZONE), without running it."""
 
-    def _run(self, text: str, what: str, source: str | None) -> duckdb.DuckDBPyConnection:
-        return self._watched(lambda: self._connection.execute(text), what, source)
+    @abstractmethod
+    def place(self, connection: str, parts: Sequence[str]) -> exp.Table:
+        """The table that ``parts`` (its name, or schema and name) mean at a connection."""
 
-    def _watched(self, run: Callable[[], T], what: str, source: str | None) -> T:
-        """Run in a thread of its own: DuckDB does not look for Ctrl-C, so this one stays free to hear it, and tells progress."""
-        with ThreadPoolExecutor(max_workers=1) as worker:
-            running = worker.submit(run)
-            try:
-                if self._progress is not None:
-                    self._progress(what, None)
-                while wait([running], timeout=0.2).not_done:
-                    if self._progress is not None:
-                        share = self._connection.query_progress()
-                        self._progress(what, share / 100 if share >= 0 else None)
-                return running.result()
-            except duckdb.Error as error:
-                raise _translated(error, what, source) from error
-            except BaseException:
-                while wait([running], timeout=0.1).not_done:  # it may not have begun when it is first told to stop
-                    self._connection.interrupt()
-                raise
+    def settled(self, select: exp.Query, columns: Mapping[str, str]) -> exp.Query:
+        """A source's relation as statements read it; ``columns`` are its own, with their types. The same columns come out."""
+        return select
 
-
-def _plain(error: Exception) -> str:
-    text = str(error).split("\n\n")[0].split("\nLINE ")[0]
-    return " ".join(text.split())
-
-
-def _translated(error: duckdb.Error, what: str, source: str | None) -> DataError | ConnectionFailed:
-    reason = _plain(error)
-    full = ("No space left", "File too large", "max_temp_directory_size", "Could not write")
-    if isinstance(error, duckdb.OutOfMemoryException) or any(sign in reason for sign in full):
-        return ConnectionFailed(
-            f"{what}: out of memory or of room to spill ({reason}). Raise memory_limit or point temp_directory at a"
-            " larger disk in the project's connection"
+    def files(self, paths: Sequence[str], kind: str, source: str) -> exp.Query:
+        """A SELECT of all columns of files of one ``kind`` (parquet, csv, json, json-array)."""
+        raise DataError(
+            f"is a file, which {self.dialect.name} is not given to read; load it into a table there, or read it with duckdb",
+            source=source,
         )
-    if isinstance(error, duckdb.CatalogException):
-        return DataError(f"{what}: {reason}", source=source)
-    if isinstance(error, duckdb.IOException):
-        return ConnectionFailed(f"{f'source {source!r}: ' if source else ''}{what}: cannot be read: {reason}")
-    return DataError(f"{what}: {reason}", source=source)
+
+    def memory(self) -> int:
+        """The bytes that the engine may use, beyond which long passes are split."""
+        return 1 << 62
+
+    def stamp(self, connection: str) -> str:
+        """What tells that a connection's data may have changed, where the engine knows without reading; else empty."""
+        return ""
+
+    @abstractmethod
+    def close(self) -> None: ...
+
+
+def open_engine(
+    connections: Mapping[str, Connection], root: Path, files: Iterable[str] = (), progress: Progress | None = None
+) -> Engine:
+    """The engine that these connections are of, opened. One run reads one engine.
+
+    ``files`` are the absolute paths that ``file:`` sources resolved to. Raises ConnectionFailed where it cannot be opened or several
+    are meant, MissingExtra where its driver is not installed.
+    """
+    kinds = sorted({c.engine for c in connections.values()})
+    if len(kinds) > 1:
+        raise ConnectionFailed(
+            f"what is read together is on several engines ({' and '.join(kinds)}); one run reads one: copy the smaller"
+            " source to where the larger one is, or ask for one at a time"
+        )
+    embedded = {name: c for name, c in connections.items() if isinstance(c, DuckDBConnection)}
+    if len(embedded) == len(connections):
+        from payoff.warehouse.engines.duckdb import DuckDBEngine
+
+        return DuckDBEngine(embedded, root, files, progress)
+    if len(connections) > 1:
+        raise ConnectionFailed(
+            f"what is read together is on several {kinds[0]} connections ({', '.join(sorted(connections))}); one run reads one"
+        )
+    ((name, connection),) = connections.items()
+    if isinstance(connection, PostgresConnection):
+        from payoff.warehouse.engines.postgres import PostgresEngine
+
+        return PostgresEngine(name, connection, root, progress)
+    if isinstance(connection, ClickHouseConnection):
+        from payoff.warehouse.engines.clickhouse import ClickHouseEngine
+
+        return ClickHouseEngine(name, connection, root, progress)
+    assert isinstance(connection, SparkConnection)  # SQLite keeps ledgers, and is named by no source
+    from payoff.warehouse.engines.spark import SparkEngine
+
+    return SparkEngine(name, connection, root, progress)

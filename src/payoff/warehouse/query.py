@@ -31,12 +31,13 @@ class ExpressionError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """A bound SELECT. ``render`` gives the text that is executed."""
+    """A bound SELECT, in DuckDB's dialect until an engine has translated it. ``render`` gives its text."""
 
     tree: exp.Query
+    dialect: str = "duckdb"
 
-    def render(self, dialect: str = "duckdb") -> str:
-        return self.tree.sql(dialect=dialect, pretty=True)
+    def render(self) -> str:
+        return self.tree.sql(dialect=self.dialect, pretty=True)
 
 
 @lru_cache(maxsize=4096)
@@ -89,6 +90,11 @@ def sql(template: str, **parts: Bound | Query | Sequence[exp.Expr]) -> Query:
     if unused := set(parts) - used:
         raise KeyError(f"parts not used by the template: {', '.join(sorted(unused))}")
     return Query(tree)
+
+
+def parsed_query(text: str) -> Query:
+    """A statement of ours from its rendered text."""
+    return Query(_parse(text).copy())
 
 
 def literal(value: Bound) -> exp.Expr:

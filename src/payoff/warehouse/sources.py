@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 from zoneinfo import ZoneInfo
 
-import pyarrow as pa
 from sqlglot import exp
 
 from payoff.errors import ConnectionFailed, DataError, did_you_mean
-from payoff.spec.nouns import DuckDBConnection, Entity, Identity, SessionsOf, Source
-from payoff.warehouse.engine import DuckDBEngine, Progress, catalog_of
+from payoff.spec.nouns import Connection, Entity, Identity, SessionsOf, Source
+from payoff.warehouse.engine import Engine, Progress, open_engine
 from payoff.warehouse.query import ExpressionError, Query, column, fragment, literal, scalar, select_only, sql
 
 if TYPE_CHECKING:  # these read views, and are imported where they are used
@@ -211,7 +210,7 @@ class View:
         relation: Relation,
         entities: Mapping[str, Entity],
         zone: str,
-        engine: DuckDBEngine,
+        engine: Engine,
         identities: Iterable[str] = (),
     ) -> None:
         self.name, self.source, self.own = name, source, relation
@@ -418,28 +417,6 @@ class View:
         return names
 
 
-class _Engine(DuckDBEngine):
-    """An engine whose statements find the temporary tables that they name: ``ready`` makes those that are not there yet."""
-
-    ready: Callable[[exp.Query], None] | None = None
-
-    def fetch(self, query: Query, what: str, source: str | None = None) -> pa.Table:
-        self._ready(query)
-        return super().fetch(query, what, source)
-
-    def keep(self, table: str, query: Query, what: str, source: str | None = None) -> None:
-        self._ready(query)
-        super().keep(table, query, what, source)
-
-    def append(self, table: str, query: Query, what: str, source: str | None = None) -> None:
-        self._ready(query)
-        super().append(table, query, what, source)
-
-    def _ready(self, query: Query) -> None:
-        if self.ready is not None:
-            self.ready(query.tree)
-
-
 @dataclass
 class _Made:
     """A temporary table that is made once a run, when a statement first names it. ``columns``: those it was made with."""
@@ -461,7 +438,7 @@ class Catalog:
         self,
         sources: Mapping[str, Source],
         entities: Mapping[str, Entity],
-        connections: Mapping[str, DuckDBConnection],
+        connections: Mapping[str, Connection],
         root: Path,
         zone: str,
         progress: Progress | None = None,
@@ -473,9 +450,8 @@ class Catalog:
             dict(connections),
         )
         self._files = {name: files_of(name, source, root) for name, source in sources.items()}
-        engine = _Engine(connections, root, [f for files in self._files.values() for f in files], progress)
-        engine.ready = self._ready
-        self.engine: DuckDBEngine = engine
+        self.engine: Engine = open_engine(connections, root, [f for fs in self._files.values() for f in fs], progress)
+        self.engine.ready = self._ready
         self._root = root
         self._relations: dict[str, Relation] = {}
         self._views: dict[str, View] = {}
@@ -669,7 +645,7 @@ class Catalog:
         if key not in self._relations:
             files = tuple(self._files[name])
             columns = self.engine.types(Query(select), name)
-            relation = Relation(key, select, columns, files)
+            relation = Relation(key, self.engine.settled(select, columns), columns, files)
             if files and _reader(name, files[0]) != "parquet":
                 table = f"loaded_{len(self._texts)}"
                 self._texts[table], self._made[table] = relation, _Made("text", key)
@@ -680,54 +656,43 @@ class Catalog:
     def _select(self, name: str, source: Source) -> tuple[exp.Query, str]:
         if source.file is not None:
             files = self._files[name]
-            listed = exp.Array(expressions=[exp.Literal.string(f) for f in files])
             kind = _reader(name, files[0])
-            if kind == "parquet":
-                template = "SELECT * FROM read_parquet($files, union_by_name = true)"
-            elif kind == "csv":
-                # the whole file is sniffed: a word in the last row must not be met half-way through a scan
-                template = "SELECT * FROM read_csv($files, sample_size = -1, union_by_name = true)"
-            else:
-                template = "SELECT * FROM read_json($files, sample_size = -1, union_by_name = true, format = 'newline_delimited')"
-                if all(_starts_with_bracket(f) for f in files):
-                    template = template.replace("newline_delimited", "array")
-            return sql(template, files=listed).tree, f"file {source.file}"
+            if kind == "json" and all(_starts_with_bracket(f) for f in files):
+                kind = "json-array"
+            return self.engine.files(files, kind, name), f"file {source.file}"
         catalog = self._connection_of(name, source)
         if source.table is not None:
             parts = source.table.split(".")
             if len(parts) > 2:
                 raise DataError(f"table '{source.table}' has more parts than schema.table", source=name)
-            table = exp.Table(
-                this=exp.to_identifier(parts[-1], quoted=True),
-                db=exp.to_identifier(parts[0] if len(parts) == 2 else "main", quoted=True),
-                catalog=exp.to_identifier(catalog_of(catalog), quoted=True),
-            )
+            table = self.engine.place(catalog, parts)
             return exp.select("*").from_(table), f"table {catalog}.{source.table}"
         assert source.sql is not None
         tree = select_only(source.sql).copy()
         for node in list(tree.find_all(exp.Table)):
-            if node.db in self._connections and not node.args.get("catalog"):
-                # another connection's table, as CONNECTION.TABLE
-                node.set("catalog", exp.to_identifier(catalog_of(node.db), quoted=True))
-                node.set("db", exp.to_identifier("main", quoted=True))
-            elif node.args.get("catalog"):
-                if node.catalog in self._connections:
-                    node.set("catalog", exp.to_identifier(catalog_of(node.catalog), quoted=True))
+            if node.catalog:
+                if node.catalog not in self._connections:
+                    continue
+                place = self.engine.place(node.catalog, [node.db, node.name])
+            elif node.db in self._connections:  # another connection's table, as CONNECTION.TABLE
+                place = self.engine.place(node.db, [node.name])
             elif node.db or not _names_a_cte(node):
-                node.set("catalog", exp.to_identifier(catalog_of(catalog), quoted=True))
-                if not node.db:
-                    node.set("db", exp.to_identifier("main", quoted=True))
+                place = self.engine.place(catalog, [node.db, node.name] if node.db else [node.name])
+            else:
+                continue
+            for part in ("this", "db", "catalog"):
+                node.set(part, place.args.get(part))
         return tree, f"sql {tree.sql('duckdb')}"
 
     def _connection_of(self, name: str, source: Source) -> str:
-        usable = {k: c for k, c in self._connections.items() if c.path is not None}
+        usable = {k: c for k, c in self._connections.items() if c.holds_tables}
         if source.connection is not None:
             if source.connection not in usable:
-                raise DataError(f"connection '{source.connection}' has no database path", source=name)
+                raise DataError(f"connection '{source.connection}' has no tables that could be read", source=name)
             return source.connection
         if not usable:
             raise ConnectionFailed(
-                f"source '{name}' reads a table, but no connection of the project has a path"
+                f"source '{name}' reads a table, but no connection of the project holds tables"
                 " (connections: {main: {engine: duckdb, path: FILE}})"
             )
         return next(iter(usable))
