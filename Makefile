@@ -4,6 +4,9 @@ SHELL := /bin/sh
 VENV  := .venv
 BIN   := $(VENV)/bin
 BENCH := .venv-bench
+SPARK := .venv-spark
+# All but spark-classic, which is the same package as spark's with Spark itself.
+EXTRAS := frames postgres clickhouse chdb spark fused dev
 WORKERS ?= 2
 
 # The first interpreter that is new enough and can make environments. `make test PYTHON=python3.12` chooses another.
@@ -30,7 +33,7 @@ demo: $(VENV)/.core ## a simulated company, measured: the claims in the terminal
 test: check ## make check, then the tests
 	$(BIN)/python -m pytest -n $(WORKERS)
 
-test-slow: $(VENV)/.dev ## simulations over many worlds with known truth
+test-slow: $(VENV)/.dev $(SPARK)/.spark ## simulations over many worlds with known truth, and a Spark cluster that loses a worker
 	$(BIN)/python -m pytest -n $(WORKERS) -m slow
 
 simulations: $(VENV)/.dev ## the proof table, docs/simulations.md: what is not yet computed of it, on all cores
@@ -54,14 +57,15 @@ docs: $(VENV)/.dev ## the published schema and the command-line reference, from 
 
 lock: $(VENV)/.dev ## pins with hashes; make lock UPGRADE=--upgrade takes new releases
 	$(UV_COMPILE) pyproject.toml --group build --output-file requirements/core.txt
-	$(UV_COMPILE) pyproject.toml --group build --all-extras --constraints requirements/core.txt --output-file requirements/dev.txt
-	$(UV_COMPILE) pyproject.toml --group build --group bench --constraints requirements/core.txt --output-file requirements/bench.txt
+	$(UV_COMPILE) pyproject.toml --group build $(EXTRAS:%=--extra %) --constraints requirements/core.txt --output-file requirements/dev.txt
+	$(UV_COMPILE) pyproject.toml --group build --extra fused --extra chdb --group bench --constraints requirements/core.txt --output-file requirements/bench.txt
+	$(UV_COMPILE) pyproject.toml --group build --group spark --constraints requirements/core.txt --output-file requirements/spark.txt
 
 clean: ## what can be made again; never .payoff/, where results are kept
-	rm -rf $(VENV) $(BENCH) build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) $(BENCH) $(SPARK) build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
-$(VENV)/pyvenv.cfg $(BENCH)/pyvenv.cfg:
+$(VENV)/pyvenv.cfg $(BENCH)/pyvenv.cfg $(SPARK)/pyvenv.cfg:
 	@"$(PYTHON)" -c '$(FITS)' 2>/dev/null || { echo >&2 \
 	"Payoff needs Python 3.11 or newer with its venv module (on Debian and Ubuntu: apt install python3-venv). If you have one, name it: make PYTHON=/path/to/python3"; exit 1; }
 	"$(PYTHON)" -m venv $(@D)
@@ -76,6 +80,13 @@ $(VENV)/.dev: requirements/dev.txt pyproject.toml | $(VENV)/pyvenv.cfg
 	$(BIN)/python $(PIP_INSTALL) --require-hashes -r requirements/dev.txt
 	$(BIN)/python $(PIP_INSTALL) $(PROJECT)
 	@touch $(VENV)/.core $@
+
+# pyspark is a source package: minutes to build, 470 MB.
+$(SPARK)/.spark: requirements/spark.txt pyproject.toml | $(SPARK)/pyvenv.cfg
+	$(SPARK)/bin/python $(PIP_INSTALL) -r requirements/core.txt --require-hashes
+	$(SPARK)/bin/python $(PIP_INSTALL) --require-hashes --no-build-isolation -r requirements/spark.txt
+	$(SPARK)/bin/python $(PIP_INSTALL) $(PROJECT)
+	@touch $@
 
 $(BENCH)/.bench: requirements/bench.txt pyproject.toml | $(BENCH)/pyvenv.cfg
 	$(BENCH)/bin/python $(PIP_INSTALL) --require-hashes -r requirements/bench.txt
