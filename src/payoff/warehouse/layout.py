@@ -339,6 +339,10 @@ class Layout:
             return None
         return "BIGINT" if kinds <= _FIT_BIGINT else "VARCHAR"
 
+    def key_type(self, entity: str) -> str | None:
+        """The type that units are cast to before they are joined, None where all sources have one."""
+        return self._key_types.get(entity)
+
     def unit(self, view: View, entity: str) -> exp.Expr:
         kind = self._key_types.get(entity)
         unit = view.unit(entity)

@@ -136,6 +136,10 @@ class DuckDBEngine(Engine):
         into = exp.to_identifier(table, quoted=True).sql("duckdb")
         self._run(f"INSERT INTO {into} {query.render()}", what, source)
 
+    def show(self, table: str, rows: pa.Table) -> None:
+        """Let statements read an Arrow table under a name, where it lies."""
+        self._connection.register(table, rows)
+
     def drop(self, table: str) -> None:
         self._connection.execute(f"DROP TABLE IF EXISTS {exp.to_identifier(table, quoted=True).sql('duckdb')}")
 
@@ -160,6 +164,30 @@ class DuckDBEngine(Engine):
             "json-array": "SELECT * FROM read_json($files, sample_size = -1, union_by_name = true, format = 'array')",
         }[kind]
         return sql(template, files=listed).tree
+
+    def size(self, place: exp.Table | Sequence[str], columns: Sequence[str]) -> int | None:
+        """Of Parquet files from their footers. Of a table the blocks that its column segments are in: a block may be shared."""
+        named = exp.Tuple(expressions=[exp.Literal.string(c) for c in columns])
+        if isinstance(place, exp.Table):
+            query = sql(
+                """
+                SELECT count(DISTINCT block_id) * (SELECT any_value(block_size) FROM pragma_database_size()) AS size
+                FROM pragma_storage_info($place) WHERE column_name IN $named AND block_id >= 0
+                """,
+                place=exp.Literal.string(place.sql("duckdb")),
+                named=named,
+            )
+        else:
+            query = sql(
+                """
+                SELECT CAST(sum(total_compressed_size) AS BIGINT) AS size FROM parquet_metadata($files)
+                WHERE split_part(path_in_schema, ', ', 1) IN $named
+                """,
+                files=exp.Array(expressions=[exp.Literal.string(path) for path in place]),
+                named=named,
+            )
+        found = self.row(query, "look at sizes")["size"]
+        return None if found is None else int(found)
 
     def _run(self, text: str, what: str, source: str | None) -> duckdb.DuckDBPyConnection:
         return self._watched(lambda: self._connection.execute(text), what, source)
