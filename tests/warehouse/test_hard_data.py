@@ -186,3 +186,12 @@ claims:
     assert width["claims.total"] / 2 / 1.98 == pytest.approx(total, rel=0.04)
     assert width["claims.gap"] / 2 / 1.98 == pytest.approx(np.hypot(se["a"], se["b"]), rel=0.04)
     assert not any("err independently: their correlation" in a for c in run.claims for a in c.assumptions)
+
+
+def test_a_mean_and_a_quantile_of_one_column_are_read_together(tmp_path: Path) -> None:
+    mean = "  mean: {kind: mean, from: orders, column: amount, entity: user, window: 48h}"
+    half = "  half: {kind: quantile, from: orders, column: amount, entity: user, window: 48h}"
+    together = figures(project(tmp_path / "both", f"{mean}\n{half}").run(record=False))
+    alone = [figures(project(tmp_path / name, text).run(record=False)) for name, text in (("m", mean), ("h", half))]
+    assert together == {**alone[0], **alone[1]}
+    assert len(together) == 4

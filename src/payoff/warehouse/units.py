@@ -241,7 +241,7 @@ class Units:
 
     def folded(self, metric: MetricNeed) -> bool:
         """Has each unit one number (or several) of it? A quantile over rows has not."""
-        return all(self.layout.rows_of(self.x, m) is None for m in metric.measures)
+        return metric.quantile is None or all(self.layout.rows_of(self.x, m) is None for m in metric.measures)
 
     def values(self, facts: Facts) -> Query:
         """One row a unit: arm, time, raw values ``r``, before exposure ``b``, covariates ``c``, classes ``s``, others' arms ``o``."""
