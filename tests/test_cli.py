@@ -595,7 +595,9 @@ def test_explain_shows_one_pass_over_a_source_for_all_that_reads_it(shop: Path) 
     served = next(step["serves"] for step in plan["plan"] if step["step"].startswith("values of orders"))
     assert set(served) == {"pricing.buyers", "pricing.revenue", "again.revenue"}
     shown = call("explain", "-p", shop).stdout
-    assert re.search(r"^table main\.orders +1$", shown, re.MULTILINE)
+    assert re.search(r"^table main\.orders +1 +[\d.,]+ (bytes|kB|MB)$", shown, re.MULTILINE)
+    together = "Together 2 passes, [\\d.,]+ (bytes|kB|MB); asked one by one 4 passes, [\\d.,]+ (bytes|kB|MB)\\."
+    assert re.search(together, shown)
     assert "SELECT" not in shown
     with_sql = call("explain", "--sql", "-p", shop).stdout
     assert "SELECT" in with_sql

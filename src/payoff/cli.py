@@ -174,8 +174,8 @@ def _note(text: str, quiet: bool) -> None:
 
 
 def _many(n: int, noun: str) -> str:
-    plural = noun if n == 1 else f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s"
-    return f"{n:,} {plural}"
+    ending = {"y": "ies", "s": "ses"}.get(noun[-1], f"{noun[-1]}s")
+    return f"{n:,} {noun if n == 1 else noun[:-1] + ending}"
 
 
 def _width() -> int:
@@ -247,7 +247,7 @@ def _progress(first: str, quiet: bool) -> Iterator[Tell | None]:
 
         def tell(step: str, share: float | None) -> None:
             total = None if share is None else 1.0
-            bar.update(task, description=formats.shorten(formats.clean(step), 40), completed=share or 0.0, total=total)
+            bar.update(task, description=formats.shorten(formats.clean(step), 84), completed=share or 0.0, total=total)
 
         yield tell
 
@@ -750,11 +750,24 @@ def explain(
     _anything(opened)
     steps = [step.to_dict() for step in opened.plan(names)]
     passes = _passes(steps)
+    apart = [_passes([step.to_dict() for step in opened.plan([name])]) for name in opened.named(names)]
+    alone = {
+        "passes": sum(p["passes"] for one in apart for p in one.values()),
+        "bytes": _total(p["bytes"] for one in apart for p in one.values()),
+    }
     if json_:
-        _emit({"project": opened.loaded.spec.project, "passes": passes, "plan": steps})
+        told = {key: {source: of[key] for source, of in passes.items()} for key in ("passes", "bytes")}
+        _emit({"project": opened.loaded.spec.project, **told, "one_by_one": alone, "plan": steps})
         return
     _say(f"{_many(len(steps), 'statement')}, {_many(len(passes), 'source')}. Passes over the rows of each:")
-    _say(_table(("source", "passes"), [(source, str(n)) for source, n in passes.items()]))
+    rows = [(source, str(of["passes"]), formats.stored(of["bytes"])) for source, of in passes.items()]
+    _say(_table(("source", "passes", "bytes read"), rows))
+    if len(apart) > 1:
+        together = sum(of["passes"] for of in passes.values()), _total(of["bytes"] for of in passes.values())
+        _say(
+            f"Together {_many(together[0], 'pass')}, {formats.stored(together[1])}; asked one by one"
+            f" {_many(alone['passes'], 'pass')}, {formats.stored(alone['bytes'])}."
+        )
     for number, step in enumerate(steps, 1):
         _say()
         _say(_wrap(f"{number}. {step['step']}", "", "   "))
@@ -766,16 +779,24 @@ def explain(
             _sql(textwrap.indent(step["sql"], "   "))
 
 
-def _passes(steps: Sequence[Mapping[str, Any]]) -> dict[str, int]:
-    """Passes over the rows of each source. A text file is read once, when it is loaded; a look at rows and time span is
-    answered from statistics where there are any, and is not counted."""
+def _passes(steps: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Passes over the rows of each source, and the bytes that they read of it (None where only reading would tell). A text file
+    is read once, when it is loaded; a look at rows and time span is answered from statistics where there are any, and is not counted."""
     loaded = {step["source"] for step in steps if step["step"].startswith("load ")}
-    out: dict[str, int] = {}
+    out: dict[str, dict[str, Any]] = {}
     for step in steps:
         source = step["source"]
         if source and (step["step"].startswith("load ") or (step["serves"] and source not in loaded)):
-            out[source] = out.get(source, 0) + 1
+            of = out.setdefault(source, {"passes": 0, "bytes": 0})
+            of["passes"] += 1
+            of["bytes"] = _total((of["bytes"], step["bytes"]))
     return out
+
+
+def _total(sizes: Iterable[int | None]) -> int | None:
+    """Their sum, None where one is not known."""
+    known = list(sizes)
+    return None if None in known else sum(size or 0 for size in known)
 
 
 def _anything(opened: Project) -> None:

@@ -442,3 +442,15 @@ _ASCII = str.maketrans(
 def ascii_only(text: str) -> str:
     """The text for a terminal that has ASCII alone; what has no equivalent is shown as its code."""
     return text.translate(_ASCII).encode("ascii", "backslashreplace").decode("ascii")
+
+
+def stored(n: int | None) -> str:
+    """Bytes in the unit that suits them: ``312 MB``; None is ``not known``."""
+    if n is None:
+        return "not known"
+    value, unit = float(n), "bytes"
+    for unit in ("bytes", "kB", "MB", "GB", "TB"):
+        if value < 999.5 or unit == "TB":
+            break
+        value /= 1000
+    return f"{value:,.0f} {unit}" if unit == "bytes" or value >= 99.95 else f"{value:,.1f} {unit}"

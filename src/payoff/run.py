@@ -667,6 +667,11 @@ class Project:
         needs = [method.needs(design) for design in designs]
         return list(dict.fromkeys(s for need in needs for s in (need.source, *sorted(sources_of(need)))))
 
+    def named(self, names: Sequence[str] | None = None) -> list[str]:
+        """What a run of these would read data for, each by its full name."""
+        asked = self._asked(names)
+        return [f"{kind}.{name}" for kind in ("experiments", *_JOURNEYS) for name in asked[kind]]
+
     def plan(self, names: Sequence[str] | None = None) -> list[Step]:
         """The reads that a run would do, in order, with their SQL. Looks at columns, reads no rows."""
         asked = self._asked(names)
@@ -682,7 +687,7 @@ class Project:
                 steps += ArmsReader(catalog, [method.needs(d) for d in designs]).plan()
             for journey in journeys:
                 steps += _JOURNEYS[journey.name.split(".")[0]][1].plan(catalog, journey)
-            return steps
+            return [catalog.told(step) for step in steps]
 
     @contextmanager
     def _reading(
@@ -776,7 +781,7 @@ class Project:
                     outcome, more = self._answer_journey(catalog, journey, held, read, seed)
                     outcomes[journey.name] = outcome
                     steps += more
-                plan = tuple(engine.as_sent(step) for step in steps)
+                plan = tuple(engine.as_sent(catalog.told(step)) for step in steps)
                 counts = {claim: self._count(catalog, claim, designs) for claim in claim_names}
         for name in programmes:
             outcome = self._programme(name, outcomes)

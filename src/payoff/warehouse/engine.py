@@ -6,9 +6,11 @@ is translated or refused, and its driver. Data stays in the engine; what comes b
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -43,6 +45,7 @@ class Engine(ABC):
     version: str = ""
     """Of the engine's server or library, where it is not told as a package's."""
     _progress: Progress | None = None
+    _telling: tuple[str, float] | None = None
     ready: Callable[[exp.Query], None] | None = None
 
     def __enter__(self) -> Self:
@@ -99,7 +102,26 @@ class Engine(ABC):
         if self.ready is not None:
             self.ready(query.tree)
 
+    def tell(self, what: str, source: str | None, share: float | None) -> None:
+        """Say how far a statement is: its step, how many rows of which source it goes through, and how fast."""
+        if self._progress is None:
+            return
+        if self._telling is None or self._telling[0] != what or share is None:
+            self._telling = (what, time.monotonic())
+        rows = self.rows.get(source or "")
+        if rows:
+            what += f" · {rows:,} rows of {source}"
+            took = time.monotonic() - self._telling[1]
+            if share and took > 0.5:
+                what += f" · {_brief(share * rows / took)} rows/s"
+        self._progress(what, share)
+
     # ---------------------------------------------------------------- what an engine's file gives
+
+    @cached_property
+    def rows(self) -> dict[str, int]:
+        """Source -> its rows, once they were counted; for progress alone."""
+        return {}
 
     @abstractmethod
     def _select(self, text: str, what: str, source: str | None) -> pa.Table: ...
@@ -133,6 +155,10 @@ class Engine(ABC):
             source=source,
         )
 
+    def size(self, place: exp.Table | Sequence[str], columns: Sequence[str]) -> int | None:
+        """Bytes that these columns of a table (or of Parquet files) take where they are stored, if known without reading them."""
+        return None
+
     def memory(self) -> int:
         """The bytes that the engine may use, beyond which long passes are split."""
         return 1 << 62
@@ -143,6 +169,15 @@ class Engine(ABC):
 
     @abstractmethod
     def close(self) -> None: ...
+
+
+def _brief(rate: float) -> str:
+    """A rate in three digits at most: 830, 12k, 4.1M."""
+    for unit in ("", "k", "M", "G"):
+        if rate < 999.5 or unit == "G":
+            break
+        rate /= 1000
+    return f"{rate:.1f}{unit}" if unit and rate < 9.95 else f"{rate:.0f}{unit}"
 
 
 def open_engine(

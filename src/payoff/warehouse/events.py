@@ -194,6 +194,7 @@ def profile(
     found = catalog.engine.row(steps[0].query, steps[0].name, view.name)
     lost = dict.fromkeys(("without_unit", "without_time", "before_1970", "ahead"), 0)
     n, first, last = int(found["n"]), found["first_us"], found["last_us"]
+    catalog.engine.rows[view.name] = n
     whole = n == int(found["units"]) == int(found["times"])
     known = first is not None and last is not None  # an infinite time has no microseconds
     if n and not (whole and known and first >= 0 and last <= now_us + AHEAD_US):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import glob
 import hashlib
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -15,12 +15,13 @@ from zoneinfo import ZoneInfo
 from sqlglot import exp
 
 from payoff.errors import ConnectionFailed, DataError, did_you_mean
-from payoff.spec.nouns import Connection, Entity, Identity, SessionsOf, Source
+from payoff.spec.nouns import Connection, DuckDBConnection, Entity, Identity, SessionsOf, Source
 from payoff.warehouse.engine import Engine, Progress, open_engine
 from payoff.warehouse.query import ExpressionError, Query, column, fragment, literal, scalar, select_only, sql
 
 if TYPE_CHECKING:  # these read views, and are imported where they are used
     from payoff.warehouse.identity import Identified
+    from payoff.warehouse.prepared import Prepared
     from payoff.warehouse.statements import Step
 
 _NUMBERS = (
@@ -107,7 +108,8 @@ class Relation:
     """One thing to read. Several sources may be conditions over the same one; it is still read once.
 
     ``columns`` are those that an expression may name. ``table`` is the temporary table that ``select`` reads, where it has to be
-    made first: a text file's, or one of sessions.
+    made first: a text file's, or one of sessions. ``copy`` is the prepared layout that ``select`` reads in place of ``files``
+    or of a table.
     """
 
     key: str
@@ -115,9 +117,23 @@ class Relation:
     columns: Mapping[str, str]
     files: tuple[str, ...] = ()
     table: str | None = None
+    copy: Prepared | None = None
 
     def query(self) -> Query:
         return Query(self.select)
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Where the rows of a source are: ``files``, or a ``table`` of the DuckDB file ``database`` (both None for a SELECT or another
+    engine's). ``select`` reads them, and ``text`` tells whether it finds out their types from text."""
+
+    key: str
+    select: exp.Query
+    files: tuple[str, ...] = ()
+    text: bool = False
+    database: Path | None = None
+    table: exp.Table | None = None
 
 
 @dataclass(frozen=True)
@@ -239,7 +255,7 @@ class View:
             select = select.select(exp.alias_(unit, found.name, quoted=True)).join(
                 exp.table_(table, alias=alias), on=fragment(f"{alias}.id = $own_id", own_id=text), join_type="left"
             )
-        return Relation(self.own.key, select, self.own.columns, self.own.files, self.own.table)
+        return Relation(self.own.key, select, self.own.columns, self.own.files, self.own.table, self.own.copy)
 
     @cached_property
     def joined(self) -> Mapping[str, _Joined]:
@@ -276,11 +292,7 @@ class View:
         return self._type(expression, self.own.columns)
 
     def _type(self, expression: exp.Expr, columns: Mapping[str, str]) -> str:
-        typed = [
-            exp.alias_(exp.cast(exp.null(), exp.DataType.build(kind, dialect="duckdb", udt=True)), name, quoted=True)
-            for name, kind in columns.items()
-        ]
-        empty = exp.select(*typed).subquery("typed")
+        empty = typed_row(columns)
         return next(
             iter(
                 self._engine.types(
@@ -344,6 +356,13 @@ class View:
         """The same as the source has them, without the units that identities add."""
         select = exp.select("*").from_(self.own.select.copy().subquery("base"))
         return select if self.where is None else select.where(self.where.copy())
+
+    @property
+    def entities(self) -> list[str]:
+        """The entities that its rows hold an id of: those it maps itself first."""
+        known = dict.fromkeys([*self.source.entity, *((self.source.one_row_per,) if self.source.one_row_per else ())])
+        own = [e for e, declared in self._entities.items() if declared.id in self.own.columns]
+        return [e for e in dict.fromkeys([*known, *own]) if self.unit_text(e) is not None]
 
     def unit_text(self, entity: str) -> str | None:
         """The expression that identifies ``entity`` here, as declared; None where rows have no id (one row a unit)."""
@@ -431,7 +450,8 @@ class Catalog:
     """Every source of a project, described once. Opening it opens the engine.
 
     Text files, identities and sessions are read once into temporary tables, of the columns that expressions name: by ``prepare``,
-    or when a statement first needs them.
+    or when a statement first needs them. Prepared copies are read in place of what they are of while they are fresh, and with
+    ``as_stored`` never.
     """
 
     def __init__(
@@ -442,6 +462,7 @@ class Catalog:
         root: Path,
         zone: str,
         progress: Progress | None = None,
+        as_stored: bool = False,
     ) -> None:
         self.zone, self._sources, self._entities, self._connections = (
             zone,
@@ -450,9 +471,18 @@ class Catalog:
             dict(connections),
         )
         self._files = {name: files_of(name, source, root) for name, source in sources.items()}
-        self.engine: Engine = open_engine(connections, root, [f for fs in self._files.values() for f in fs], progress)
+        from payoff.warehouse.prepared import Layouts
+
+        files = [f for fs in self._files.values() for f in fs]
+        copies = not as_stored and all(c.engine == "duckdb" for c in connections.values() if c.holds_tables)
+        self._layouts = Layouts(root) if copies else None
+        self.stale: dict[str, str] = {}
+        """Relations that have a prepared copy which is not read, by key: why, in a clause."""
+        self.engine: Engine = open_engine(
+            connections, root, [*files, *(self._layouts.paths if self._layouts is not None else ())], progress
+        )
         self.engine.ready = self._ready
-        self._root = root
+        self.root = root
         self._relations: dict[str, Relation] = {}
         self._views: dict[str, View] = {}
         self._opening: list[str] = []
@@ -470,6 +500,8 @@ class Catalog:
 
     def __exit__(self, *_: object) -> None:
         self.engine.close()
+        if self._layouts is not None:
+            self._layouts.close()
 
     def view(self, name: str) -> View:
         if name not in self._views:
@@ -642,6 +674,8 @@ class Catalog:
 
     def _relation(self, name: str, source: Source) -> Relation:
         select, key = self._select(name, source)
+        if key not in self._relations and (copy := self._copy(name)) is not None:
+            self._relations[key] = Relation(key, copy.rows(), copy.columns, tuple(self._files[name]), copy=copy)
         if key not in self._relations:
             files = tuple(self._files[name])
             columns = self.engine.types(Query(select), name)
@@ -652,6 +686,37 @@ class Catalog:
                 relation = Relation(key, exp.select("*").from_(table), columns, files, table)
             self._relations[key] = relation
         return self._relations[key]
+
+    @property
+    def prepared(self) -> dict[str, Prepared]:
+        """The prepared copies that are read, by their relation's key: of the views opened so far."""
+        return {key: relation.copy for key, relation in self._relations.items() if relation.copy is not None}
+
+    @property
+    def databases(self) -> dict[str, DuckDBConnection]:
+        return {name: c for name, c in self._connections.items() if isinstance(c, DuckDBConnection)}
+
+    def stored(self, name: str) -> Stored:
+        """Where the rows of a source are, whatever copy of them is read."""
+        source = self._sources[name]
+        select, key = self._select(name, source)
+        files = tuple(self._files[name])
+        if files:
+            return Stored(key, select, files, _reader(name, files[0]) != "parquet")
+        connection = self.databases.get(self._connection_of(name, source))
+        if source.table is None or connection is None or connection.path is None:
+            return Stored(key, select)
+        table = select.find(exp.Table)
+        return Stored(key, select, database=(self.root / connection.path).resolve(), table=table)
+
+    def _copy(self, name: str) -> Prepared | None:
+        if self._layouts is None:
+            return None
+        stored = self.stored(name)
+        found = self._layouts.look(stored)
+        if isinstance(found, str):
+            self.stale[stored.key], found = found, None
+        return found
 
     def _select(self, name: str, source: Source) -> tuple[exp.Query, str]:
         if source.file is not None:
@@ -697,6 +762,29 @@ class Catalog:
             )
         return next(iter(usable))
 
+    def told(self, step: Step) -> Step:
+        """A step with what it reads by its relation's name (a source's may be one of several over it), and the bytes of it."""
+        if not step.reads:
+            return step
+        known = self._views.get(step.reads)
+        key = known.own.key if known is not None else step.reads
+        reads = f"{key}, prepared" if key in self.prepared else key
+        return replace(step, reads=reads, bytes=self._size(key, step.columns))
+
+    def _size(self, key: str, columns: Sequence[str]) -> int | None:
+        relation = next((r for r in (*self._texts.values(), *self._relations.values()) if r.key == key), None)
+        if relation is None:
+            return None
+        if relation in self._texts.values():
+            return sum(Path(path).stat().st_size for path in relation.files)
+        if not columns or relation.table is not None:  # a table that this run made is no source
+            return 0
+        if relation.copy is not None or relation.files:
+            copied = None if relation.copy is None else [segment.path for segment in relation.copy.segments]
+            return self.engine.size(copied or relation.files, columns)
+        place = relation.select.find(exp.Table)
+        return None if place is None or not key.startswith("table ") else self.engine.size(place, columns)
+
     def fingerprint(self, relation: Relation) -> str:
         """Of files: their sizes, heads and tails (a Parquet tail holds its statistics). Of a table: left to the profile."""
         digest = hashlib.sha256()
@@ -708,6 +796,15 @@ class Catalog:
                 handle.seek(max(0, size - 65_536))
                 digest.update(handle.read())
         return digest.hexdigest()
+
+
+def typed_row(columns: Mapping[str, str]) -> exp.Subquery:
+    """One row of NULLs of these types, to ask what comes of them."""
+    typed = [
+        exp.alias_(exp.cast(exp.null(), exp.DataType.build(kind, dialect="duckdb", udt=True)), name, quoted=True)
+        for name, kind in columns.items()
+    ]
+    return exp.select(*typed).subquery("typed")
 
 
 def _names_a_cte(table: exp.Table) -> bool:

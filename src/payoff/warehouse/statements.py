@@ -17,7 +17,10 @@ from payoff.warehouse.sources import View
 
 @dataclass(frozen=True)
 class Step:
-    """One statement of a plan. ``reads`` names what is scanned (empty: only temporary tables); ``serves`` who asked."""
+    """One statement of a plan. ``reads`` names what is scanned (empty: only temporary tables); ``serves`` who asked.
+
+    ``bytes`` are those of the columns read, as they are stored, where that is known without reading them.
+    """
 
     name: str
     reads: str
@@ -25,6 +28,7 @@ class Step:
     columns: tuple[str, ...]
     serves: tuple[str, ...]
     query: Query
+    bytes: int | None = None
 
     @cached_property
     def sql(self) -> str:
@@ -37,6 +41,7 @@ class Step:
             "purpose": self.purpose,
             "columns": list(self.columns),
             "serves": list(self.serves),
+            "bytes": self.bytes,
             "sql": self.sql,
         }
 
@@ -532,7 +537,7 @@ class Statements:
             f"{self.layout.needs[x].experiment}.{m.name}"
             for x in sorted(rows.users)
             for m in self.layout.needs[x].metrics
-            if any(self.layout.rows_of(x, measure) is rows for measure in m.measures)
+            if m.quantile is not None and any(self.layout.rows_of(x, measure) is rows for measure in m.measures)
         ]
         return Step(
             f"rows of {measure.source}",
