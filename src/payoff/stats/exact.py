@@ -67,7 +67,7 @@ class ExactMoments:
             self._add_group(int(group), np.array(table.T, order="C"))
             return self
         codes = np.asarray(group)
-        if 0 <= codes.min() and codes.max() < 2**15:
+        if codes.min() >= 0 and codes.max() < 2**15:
             codes = codes.astype(np.int16)  # which numpy sorts by their digits
         order = np.argsort(codes, kind="stable")
         ends = np.flatnonzero(np.diff(codes[order])) + 1
@@ -85,7 +85,7 @@ class ExactMoments:
                 missing = np.isnan(table[c])
                 here -= int(missing.sum())
                 table[c, missing] = 0.0
-                highest[c] = max(table[c].max(), -table[c].min())
+                highest[c] = max(float(table[c].max()), -float(table[c].min()))
             counts[c] += here
         if not np.isfinite(highest).all():
             raise ValueError("a value is infinite, so there is no sum")

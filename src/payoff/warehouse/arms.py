@@ -18,6 +18,7 @@ from sqlglot import exp
 from payoff.errors import DataError
 from payoff.stats import adjust, quantile
 from payoff.stats.moments import Moments
+from payoff.warehouse.fused import Pass
 from payoff.warehouse.layout import Exposure, Layout, Rows, Scan, metric_sources, sources_of
 from payoff.warehouse.needs import (
     ROWS,
@@ -40,6 +41,7 @@ from payoff.warehouse.units import (
     MOST_CLASSES,
     UNKNOWN,
     Facts,
+    Summed,
     Units,
     class_of,
     double,
@@ -68,7 +70,26 @@ class ArmsReader:
         self._layout = Layout(catalog, needs)
         self._statements = Statements(self._layout)
         self._profiles: dict[str, SourceProfile] = {}
+        self._passes: dict[str, Pass] = {}
+        self._exact = False
         self.steps: list[Step] = []
+
+    def _fuse(self, exposed: int | None = None) -> None:
+        """Which scans are made in one walk over a prepared copy. Where all are, no figure may depend on an order of rows.
+
+        ``exposed``: how many exposures there are, where that is known; a walk that has no room for them is made in SQL.
+        """
+        found = {scan.table: Pass.of(self._layout, scan) for scan in self._layout.scans}
+        self._passes = {
+            table: one for table, one in found.items() if isinstance(one, Pass) and (exposed is None or one.fits(exposed))
+        }
+        self._exact = bool(found) and len(self._passes) == len(found)
+        for scan in self._layout.scans:
+            scan.ordered = scan.ordered and scan.table not in self._passes
+
+    def _scanned(self, scan: Scan, low: exp.Expr | None, high: exp.Expr | None) -> Step:
+        step = self._statements.scan(scan, low, high)
+        return self._passes[scan.table].step(step) if scan.table in self._passes else step
 
     def plan(self) -> list[Step]:
         """The statements in order, with what only the data can tell left as $parameters. Reads no rows.
@@ -78,6 +99,7 @@ class ArmsReader:
         self._prepare(run=False)
         layout, statements = self._layout, self._statements
         layout.arrange()
+        self._fuse()
         steps = list(self.steps)
         for view in layout.unique_views():
             steps += [step for step in (statements.profile(view), statements.ids(view)) if step is not None]
@@ -86,12 +108,12 @@ class ArmsReader:
         for entity in layout.entities():
             stages = statements.stages(entity)
             steps.append(statements.assigned(entity))
-            steps += [statements.scan(s, low, high) for s in layout.scans if s.stage < 0 and s.entity == entity]
+            steps += [self._scanned(s, low, high) for s in layout.scans if s.stage < 0 and s.entity == entity]
             steps += [statements.triggered(entity)] if self._has_triggers(entity) else []
             if self._has_clusters(entity):
                 steps += [statements.mixed_clusters(entity), statements.clustered(entity)]
             assert stages[-1] == f"exposed_{entity}"
-        steps += [statements.scan(scan, low, high) for scan in layout.scans if scan.stage >= 0]
+        steps += [self._scanned(scan, low, high) for scan in layout.scans if scan.stage >= 0]
         steps += [statements.rows(rows, low, high) for rows in layout.rows]
         steps += [statements.lookup(lookup) for lookup in layout.lookups]
         for x, need in enumerate(layout.needs):
@@ -99,7 +121,7 @@ class ArmsReader:
         return steps
 
     def _planned(self, x: int, need: ArmsNeed) -> list[Step]:
-        units, steps = Units(self._layout, x), []
+        units, steps = Units(self._layout, x, self._exact), []
         facts = Facts(
             {m.name: placeholder(f"closed_before_{m.name}") if m.horizon_us is not None else None for m in need.metrics}
         )
@@ -116,7 +138,7 @@ class ArmsReader:
                 elif attribute.name in need.covariates:
                     steps.append(units.classes(k))
                     facts.covariates += of_classes(attribute, k, ["", f"$classes_of_{attribute.name}"])
-        kept = needs_units_kept(need)
+        kept = self._exact or needs_units_kept(need)
         if kept:
             steps.append(units.keep(facts))
         found = units.facts(facts, kept)
@@ -126,12 +148,13 @@ class ArmsReader:
                 if measure.cap is not None:
                     given = measure.cap.value
                     facts.caps[m.name, j] = placeholder(f"cap_{m.name}_{j}") if given is None else double(given)
-        steps += [step for step, _, _ in self._moments_of(units, facts, kept)]
+        for step, _, _ in self._moments_of(units, facts, kept):
+            steps += _with_rows(step)
         for m in need.metrics:
             if m.quantile is not None:
                 at, ends = placeholder("quantile"), (placeholder("low_rank"), placeholder("high_rank"))
                 arms = need.arms or ("$arm",)
-                steps += [units.spread(m, facts), units.quantiles(m), units.below(m, dict.fromkeys(arms, at))]
+                steps += [units.spread(m, facts), units.quantiles(m), *_with_rows(units.below(m, dict.fromkeys(arms, at)))]
                 steps.append(units.outer(m, dict.fromkeys(arms, ends)))
         steps += [units.crossed_arms(n) for n in range(len(need.beside))]
         return steps
@@ -160,6 +183,7 @@ class ArmsReader:
         for exposure in layout.exposures:
             self._keep(exposure.table, statements.exposure(exposure), exposure.view.name)
             self._count_exposures(exposure, counts, arms)
+        self._fuse(sum(n for by_arm in arms.values() for n in by_arm.values()))
         for entity in layout.entities():
             self._expose(entity, counts)
         for scan in layout.scans:
@@ -178,6 +202,12 @@ class ArmsReader:
         self.steps.append(step)
 
     def _read(self, scan: Scan, low: exp.Expr | None, high: exp.Expr | None) -> None:
+        if scan.table in self._passes:
+            exposed = self._statements.stages(scan.entity)[0 if scan.stage < 0 else -1]
+            bounds = [None if bound is None else int(bound.sql()) for bound in (low, high)]
+            step = self._statements.scan(scan, low, high)
+            self.steps.append(self._passes[scan.table].run(exposed, bounds[0], bounds[1], step))
+            return
         self._keep(scan.table, self._statements.scan(scan, low, high), scan.view.name)
         for part in range(1, scan.parts):
             step = self._statements.scan(scan, low, high, part)
@@ -185,8 +215,12 @@ class ArmsReader:
             self.steps.append(step)
 
     def _rows(self, step: Step) -> list[dict[str, Any]]:
-        self.steps.append(step)
-        rows: list[dict[str, Any]] = self._layout.catalog.engine.fetch(step.query, step.name).to_pylist()
+        """The rows of a statement over unit values. Raises ValueError where moments that are summed exactly are not finite."""
+        engine = self._layout.catalog.engine
+        self.steps += _with_rows(step)
+        rows: list[dict[str, Any]] = engine.fetch(step.query, step.name).to_pylist()
+        if isinstance(step, Summed) and step.rows is not None:
+            rows = step.complete(rows, engine.fetch(step.rows.query, step.rows.name))
         return rows
 
     def _span(
@@ -258,7 +292,7 @@ class ArmsReader:
         step = self._statements.profile(view)
         found = self._layout.catalog.engine.row(step.query, step.name, view.name)
         self.steps.append(step)
-        rows = int(found["n"])
+        rows = self._layout.catalog.engine.rows[view.name] = int(found["n"])
         nulls = {k.removeprefix("ids_"): rows - int(v) for k, v in found.items() if k.startswith("ids_")}
         null_times = rows - int(found["times"]) if view.clock is not None else 0
         if view.where is not None and (null_times or any(nulls.values())):
@@ -354,7 +388,7 @@ class ArmsReader:
 
     def _answer(self, x: int, need: ArmsNeed, counts: Mapping[str, Any], arms: Mapping[str, int]) -> ArmsData:
         engine, began = self._layout.catalog.engine, len(self.steps)
-        units = Units(self._layout, x)
+        units = Units(self._layout, x, self._exact)
         involved = sorted({need.source} | sources_of(need))
         as_of = self._as_of(need)
         facts = Facts(self._cutoffs(need, counts, as_of))
@@ -362,7 +396,7 @@ class ArmsReader:
         exposed = counts.get("exposed", exposed)
         clusters = self._clusters(units, counts) if need.cluster is not None else None
         attributes, order = self._attributes(units, facts)
-        kept = needs_units_kept(need)
+        kept = self._exact or needs_units_kept(need)
         if kept:
             self._keep(units.table("units"), units.keep(facts))
         self._facts(units, facts, kept)
@@ -683,6 +717,8 @@ class ArmsReader:
         except DataError:
             self._name_what_is_not_finite(need)
             raise
+        except ValueError:
+            rows = [{"overflow": math.inf}]
         if not all(math.isfinite(v) for row in rows for v in row.values() if isinstance(v, float)):
             self._name_what_is_not_finite(need)
             raise DataError(
@@ -719,6 +755,11 @@ class ArmsReader:
         """Text files, identities and sessions: read once, into temporary tables of the columns needed."""
         self._layout.columns_wanted()
         self.steps += self._layout.catalog.prepare(run=run)
+
+
+def _with_rows(step: Step) -> list[Step]:
+    """A statement, and that of the values whose moments are summed outside it."""
+    return [step, step.rows] if isinstance(step, Summed) and step.rows is not None else [step]
 
 
 def _refused(

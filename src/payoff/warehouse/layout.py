@@ -344,9 +344,12 @@ class Layout:
         return self._key_types.get(entity)
 
     def unit(self, view: View, entity: str) -> exp.Expr:
+        return self.as_key(view.unit(entity), view, entity)
+
+    def as_key(self, unit: exp.Expr, view: View, entity: str) -> exp.Expr:
+        """An expression that holds units as ``view`` stores them, as units are joined."""
         kind = self._key_types.get(entity)
-        unit = view.unit(entity)
-        if kind == "VARCHAR" and view.type_of(unit).startswith(("FLOAT", "DOUBLE", "DECIMAL")):
+        if kind == "VARCHAR" and view.type_of(view.unit(entity)).startswith(("FLOAT", "DOUBLE", "DECIMAL")):
             # whole numbers stored as fractions (pandas makes ids with gaps so): 7.0 is the unit '7'
             whole = fragment("TRY_CAST(CASE WHEN $u = floor($u) THEN $u END AS HUGEINT)", u=exp.paren(unit))
             return fragment("coalesce(CAST($w AS VARCHAR), CAST($u AS VARCHAR))", w=whole, u=exp.paren(unit))

@@ -14,9 +14,11 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from sqlglot import exp
 
 from payoff.errors import DataError
+from payoff.stats.exact import ExactMoments
 from payoff.stats.moments import Moments
 from payoff.warehouse.layout import Layout
 from payoff.warehouse.needs import ArmsNeed, AttributeNeed, Measure, MetricNeed
@@ -68,17 +70,78 @@ def placeholder(name: str) -> exp.Expr:
     return exp.Placeholder(this=re.sub(r"\W", "_", name))
 
 
+@dataclass(frozen=True)
+class Summed(Step):
+    """A statement whose moments are not aggregated in SQL: ``rows`` gives the values, which are summed exactly outside it.
+
+    ``families`` are the columns of which Moments are wanted jointly, ``groupings`` the keys by which; a key that a grouping
+    leaves out is NULL in the row of the statement that the moments belong to.
+    """
+
+    rows: Step | None = None
+    families: tuple[tuple[str, ...], ...] = ()
+    groupings: tuple[tuple[str, ...], ...] = ()
+
+    def complete(self, found: list[dict[str, Any]], values: pa.Table) -> list[dict[str, Any]]:
+        """The rows of the statement with the moments that it leaves out, under the names that they have in SQL.
+
+        Raises ValueError where a value is not finite or a variance too large.
+        """
+        names = list(dict.fromkeys(name for family in self.families for name in family))
+        at = {name: i for i, name in enumerate(names)}
+        families = [tuple(at[name] for name in family) for family in self.families]
+        keys = list(dict.fromkeys(key for grouping in self.groupings for key in grouping))
+        by_key = {tuple(row[key] for key in keys): row for row in found}
+        columns = np.empty((len(names), values.num_rows))
+        for i, name in enumerate(names):
+            columns[i] = values[name].to_numpy()
+            if np.isnan(columns[i]).sum() != values[name].null_count:
+                raise ValueError(f"{name} holds values that are not numbers")
+        for grouping in self.groupings:
+            told, codes = _groups([values[key] for key in grouping])
+            sums = ExactMoments(len(names), families).add(columns.T, codes)
+            for group in sums.groups:
+                row = by_key[tuple(dict(zip(grouping, told[group], strict=True)).get(key) for key in keys)]
+                for family, numbers in zip(self.families, families, strict=True):
+                    moments = sums.moments(group, numbers)
+                    row[f"n_{family[0]}"] = moments.n
+                    for i, name in enumerate(family):
+                        row[f"mean_{name}"], row[f"var_{name}"] = float(moments.mean[i]), float(moments.cov[i, i])
+                        for j in range(i + 1, len(family)):
+                            row[f"cov_{name}_{family[j]}"] = float(moments.cov[i, j])
+        return found
+
+
+def _groups(keys: Sequence[pa.ChunkedArray]) -> tuple[list[tuple[Any, ...]], np.ndarray]:
+    """The combinations of keys that there are, and which one each row has."""
+    codes = np.zeros(len(keys[0]), np.int64)
+    told: list[tuple[Any, ...]] = [()]
+    for key in keys:
+        coded = key.combine_chunks().dictionary_encode("encode")
+        classes = coded.dictionary.to_pylist()
+        codes = codes * len(classes) + coded.indices.to_numpy()
+        told = [(*before, value) for before in told for value in classes]
+        there, codes = np.unique(codes, return_inverse=True)
+        told = [told[i] for i in there]
+    return told, codes
+
+
 class _Parts:
     """The aggregates of a statement, each once, under a name that says what it is."""
 
-    def __init__(self) -> None:
+    def __init__(self, exact: bool = False) -> None:
         self._named: dict[str, exp.Expr] = {}
+        self._exact = exact
+        self.families: list[tuple[str, ...]] = []
 
     def add(self, name: str, expression: exp.Expr) -> None:
         self._named.setdefault(name, expression)
 
     def moments(self, names: Sequence[str]) -> None:
         """Count, averages, variances and covariances, by Welford in the engine: never raw sums of squares."""
+        self.families.append(tuple(names))
+        if self._exact:
+            return
         self.add(f"n_{names[0]}", _call("COUNT", names[0]))
         for a, name in enumerate(names):
             self.add(f"mean_{name}", _call("AVG", name))
@@ -88,6 +151,11 @@ class _Parts:
 
     def listed(self) -> list[exp.Expr]:
         return [exp.alias_(expression, name) for name, expression in self._named.items()]
+
+
+def _in_order(function: str, value: exp.Expr) -> exp.Expr:
+    """A sum or an average of the values from the smallest to the largest: whatever order the rows are met in, the same."""
+    return fragment(f"{function}($v ORDER BY $v)", v=value)
 
 
 def _call(function: str, *names: str) -> exp.Expr:
@@ -108,10 +176,13 @@ def read_moments(row: Mapping[str, Any], names: Sequence[str]) -> Moments:
 
 
 class Units:
-    """The statements of one experiment over its exposed units."""
+    """The statements of one experiment over its exposed units.
 
-    def __init__(self, layout: Layout, x: int) -> None:
-        self.layout, self.x, self.need = layout, x, layout.needs[x]
+    ``exact``: no figure may depend on the order in which rows are met, so moments are summed exactly, outside SQL.
+    """
+
+    def __init__(self, layout: Layout, x: int, exact: bool = False) -> None:
+        self.layout, self.x, self.need, self.exact = layout, x, layout.needs[x], exact
         self.exposed = f"exposed_{self.need.entity}"
         self.index = {metric.name: i for i, metric in enumerate(self.need.metrics)}
         self.clustered = self.need.cluster is not None
@@ -135,6 +206,29 @@ class Units:
 
     def _step(self, name: str, purpose: str, query: Query) -> Step:
         return Step(f"{name} of {self.need.experiment}", "", purpose, (), (self.need.experiment,), query)
+
+    def _aggregate(
+        self, step: Step, source: Query, parts: _Parts, keys: Sequence[str], groupings: Sequence[Sequence[str]]
+    ) -> Step:
+        """``step``, where moments are not left to SQL with the values that they are of."""
+        if not self.exact:
+            return step
+        names = list(dict.fromkeys(name for family in parts.families for name in family))
+        rows = sql(
+            "SELECT $named FROM entering",
+            named=[*(column(key) for key in keys), *(exp.cast(column(n), "DOUBLE").as_(n, quoted=True) for n in names)],
+            entering=source,
+        )
+        purpose = "their moments are summed exactly outside SQL: no order of rows changes a digit"
+        return Summed(
+            step.name, step.reads, step.purpose, step.columns, step.serves, step.query,
+            rows=Step(f"values for {step.name}", "", purpose, (), step.serves, rows),
+            families=tuple(parts.families),
+            groupings=tuple(tuple(g) for g in groupings),
+        )  # fmt: skip
+
+    def _average(self, value: exp.Expr) -> exp.Expr:
+        return _in_order("avg", value) if self.exact else fragment("avg($v)", v=value)
 
     # ---------------------------------------------------------------- attributes
 
@@ -200,7 +294,7 @@ class Units:
                 exp.alias_(fragment(f"count(DISTINCT {a})"), f"classes{k}"),
             ]
             if self.is_number(attribute):
-                parts.append(exp.alias_(fragment(f"avg({a})"), f"mean{k}"))
+                parts.append(exp.alias_(self._average(column(a)), f"mean{k}"))
             for j, q in enumerate(attribute.quantiles):
                 parts.append(exp.alias_(fragment(f"quantile_cont({a}, $q)", q=double(q)), f"cut{k}_{j}"))
         query = sql(f"SELECT $parts FROM {self.table('attributes')}", parts=parts)
@@ -314,7 +408,8 @@ class Units:
             for j, measure in enumerate(metric.before):
                 if measure.fold == "mean":
                     only = conjunction(enters)
-                    parts.add(f"centre{i}_{j}", fragment(f"avg(CASE WHEN $only THEN b{i}_{j} END)", only=only))
+                    value = fragment(f"CASE WHEN $only THEN b{i}_{j} END", only=only)
+                    parts.add(f"centre{i}_{j}", self._average(value))
                     parts.add(f"gaps{i}_{j}", fragment(f"count_if($only AND b{i}_{j} IS NULL)", only=exp.paren(only)))
         if not parts.listed():
             return None
@@ -414,7 +509,8 @@ class Units:
                 continue
             for name in self.columns(metric, facts):
                 sized = name.startswith("size")
-                parts.add(name, fragment(f"CAST(nullif(count(v{i}_0), 0) AS DOUBLE)") if sized else _call("SUM", name))
+                total = _in_order("sum", column(name)) if self.exact else _call("SUM", name)
+                parts.add(name, fragment(f"CAST(nullif(count(v{i}_0), 0) AS DOUBLE)") if sized else total)
             for j in range(len(metric.measures)):
                 parts.add(f"low{i}_{j}", _call("MIN", f"v{i}_{j}"))
                 parts.add(f"high{i}_{j}", _call("MAX", f"v{i}_{j}"))
@@ -446,7 +542,7 @@ class Units:
         if joint:
             both = [exp.alias_(e, name) for name, e in joint.items()]
             source = sql("SELECT *, $both FROM one_by_one", both=both, one_by_one=source)
-        parts = _Parts()
+        parts = _Parts(self.exact)
         for metric in metrics:
             i = self.index[metric.name]
             parts.add(f"eligible{i}", fragment(f"sum(e{i})" if self.clustered else f"count_if(e{i})"))
@@ -475,7 +571,7 @@ class Units:
         )
         purpose = "n, mean, variance and covariance by arm"
         what = "moments" if not keys else "moments by segment" if keys[0].startswith("s") else "moments beside others"
-        return Step(
+        step = Step(
             f"{what} of {self.need.experiment}",
             "",
             purpose + (f" of {self.need.cluster} totals" if self.clustered else ""),
@@ -483,6 +579,9 @@ class Units:
             tuple(f"{self.need.experiment}.{m.name}" for m in metrics),
             query,
         )
+        every = ("arm", *keys)
+        groupings = [every] if self.clustered else [("arm",), *(("arm", key) for key in keys)]
+        return self._aggregate(step, source, parts, every, groupings)
 
     def _same_units(self, a: str, b: str, facts: Facts) -> bool:
         one, other = (self.need.metrics[self.index[name]] for name in (a, b))
@@ -518,24 +617,26 @@ class Units:
     def if_capped(self, names: Sequence[str], facts: Facts, kept: bool) -> Step:
         """The moments of single measures if they were capped at the 99th percentile of their values other than zero."""
         metrics = [self.need.metrics[self.index[name]] for name in names]
-        limits, parts = _Parts(), _Parts()
+        limits, parts, limited = _Parts(), _Parts(self.exact), []
         for metric in metrics:
             i = self.index[metric.name]
-            limits.add(f"cap{i}", fragment(f"quantile_cont(nullif(v{i}_0, 0), 0.99)"))
-            capped = fragment(f"CASE WHEN v{i}_0 IS NOT NULL THEN least(v{i}_0, cap{i}) END")
-            parts.add(f"cap{i}", fragment(f"any_value(cap{i})"))
-            parts.add(f"above{i}", fragment(f"count_if(v{i}_0 > cap{i})"))
-            parts.add(f"n_v{i}_0", fragment("count($v)", v=capped))
-            parts.add(f"mean_v{i}_0", fragment("avg($v)", v=capped))
-            parts.add(f"var_v{i}_0", fragment("var_samp($v)", v=capped))
-        plain = [_without_covariates(m) for m in metrics]
-        query = sql(
-            "SELECT arm, $parts FROM entering, (SELECT $limits FROM entering) AS limits GROUP BY arm ORDER BY arm",
-            parts=parts.listed(),
-            entering=self._entering(plain, facts, (), kept),
+            v, cap, above = f"v{i}_0", f"cap{i}", f"above{i}"
+            limits.add(cap, fragment(f"quantile_cont(nullif({v}, 0), 0.99)"))
+            capped = fragment(f"CASE WHEN {v} IS NOT NULL THEN least({v}, {cap}) END")
+            limited += [column(cap), exp.alias_(fragment(f"{v} > {cap}"), above), exp.alias_(capped, v)]
+            parts.add(cap, fragment(f"any_value({cap})"))
+            parts.add(above, fragment(f"count_if({above})"))
+            parts.moments([v])
+        entering = self._entering([_without_covariates(m) for m in metrics], facts, (), kept)
+        source = sql(
+            "SELECT arm, $limited FROM entering, (SELECT $limits FROM entering) AS limits",
+            limited=limited,
             limits=limits.listed(),
+            entering=entering,
         )
-        return self._step("capped moments", "what a cap would do to a heavy tail", query)
+        query = sql("SELECT arm, $parts FROM limited GROUP BY arm ORDER BY arm", parts=parts.listed(), limited=source)
+        step = self._step("capped moments", "what a cap would do to a heavy tail", query)
+        return self._aggregate(step, source, parts, ("arm",), [("arm",)])
 
     def spread(self, metric: MetricNeed, facts: Facts) -> Step:
         """The rows (or units) that a quantile is taken of: arm, unit, what was drawn together, value."""
@@ -575,20 +676,18 @@ class Units:
         at = exp.Case()
         for arm, value in found.items():
             at = at.when(fragment("arm = $arm", arm=arm), value)
-        parts = _Parts()
+        parts = _Parts(self.exact)
         parts.moments(["below", "rows"])
-        query = sql(
-            "SELECT arm, $parts FROM drawn GROUP BY arm ORDER BY arm",
-            parts=parts.listed(),
-            drawn=sql(
-                f"""
-                SELECT arm, drawn, CAST(count_if(value <= $at) AS DOUBLE) AS below, CAST(count(*) AS DOUBLE) AS rows
-                FROM {self.table("spread")} GROUP BY arm, drawn
-                """,
-                at=at,
-            ),
+        drawn = sql(
+            f"""
+            SELECT arm, drawn, CAST(count_if(value <= $at) AS DOUBLE) AS below, CAST(count(*) AS DOUBLE) AS rows
+            FROM {self.table("spread")} GROUP BY arm, drawn
+            """,
+            at=at,
         )
-        return self._step(f"ranks of {metric.name}", "how the rows at or below the quantile vary between units", query)
+        query = sql("SELECT arm, $parts FROM drawn GROUP BY arm ORDER BY arm", parts=parts.listed(), drawn=drawn)
+        step = self._step(f"ranks of {metric.name}", "how the rows at or below the quantile vary between units", query)
+        return self._aggregate(step, drawn, parts, ("arm",), [("arm",)])
 
     def outer(self, metric: MetricNeed, ranks: Mapping[str, tuple[exp.Expr, exp.Expr]]) -> Step:
         """The interval of each arm's quantile, read at the probabilities that its variation gives."""

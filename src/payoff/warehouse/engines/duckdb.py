@@ -7,10 +7,13 @@ written but temporary tables, which spill to a private folder. Once locked, no s
 from __future__ import annotations
 
 import os
+import queue
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -25,6 +28,8 @@ from payoff.warehouse.engine import Engine, Progress
 from payoff.warehouse.query import Query, sql
 
 T = TypeVar("T")
+_BATCH, _AHEAD = 131_072, 4
+"""Rows of a batch of a stream, and how many batches are read ahead of who takes them."""
 
 
 def catalog_of(connection: str) -> str:
@@ -105,9 +110,8 @@ class DuckDBEngine(Engine):
         }
         if settings and settings.threads:
             options = {"threads": settings.threads, **options}
-        for option, value in options.items():
-            text = exp.convert(value).sql("duckdb")
-            self._connection.execute(f"SET {option} = {text}")
+        self._options = options
+        _set(self._connection, options)
 
     def close(self) -> None:
         self._connection.close()
@@ -135,6 +139,45 @@ class DuckDBEngine(Engine):
     def _insert(self, table: str, query: Query, what: str, source: str | None) -> None:
         into = exp.to_identifier(table, quoted=True).sql("duckdb")
         self._run(f"INSERT INTO {into} {query.render()}", what, source)
+
+    def stream(self, query: Query, what: str, source: str | None = None) -> Iterator[pa.RecordBatch]:
+        """The rows of a SELECT over files alone, batch by batch, in the order in which the files are named and hold them.
+
+        The batches come from a session of its own, since this one keeps no order; it reads on while a batch is worked on.
+        """
+        batches: queue.Queue[pa.RecordBatch | Exception | None] = queue.Queue(_AHEAD)
+        over = threading.Event()
+        with duckdb.connect(":memory:") as session:
+            _set(session, {**self._options, "preserve_insertion_order": True})
+
+            def read() -> None:
+                end: Exception | None = ConnectionFailed(f"{what}: reading stopped half-way")
+                try:
+                    for batch in session.sql(query.render()).to_arrow_reader(_BATCH):
+                        batches.put(batch)
+                        if over.is_set():
+                            return
+                    end = None
+                except (duckdb.Error, pa.ArrowException, OSError) as error:  # it is raised where the batches are taken
+                    end = _translated(error, what, source)
+                finally:
+                    batches.put(end)
+
+            reader = threading.Thread(target=read, name="payoff reads on")
+            reader.start()
+            try:
+                if self._progress is not None:
+                    self._progress(what, None)
+                while (batch := _next(batches)) is not None:
+                    if isinstance(batch, Exception):
+                        raise batch
+                    yield batch
+            finally:
+                over.set()
+                while reader.is_alive():
+                    session.interrupt()
+                    with suppress(queue.Empty):
+                        batches.get(timeout=0.02)
 
     def show(self, table: str, rows: pa.Table) -> None:
         """Let statements read an Arrow table under a name, where it lies."""
@@ -171,7 +214,7 @@ class DuckDBEngine(Engine):
         if isinstance(place, exp.Table):
             query = sql(
                 """
-                SELECT count(DISTINCT block_id) * (SELECT any_value(block_size) FROM pragma_database_size()) AS size
+                SELECT (count(DISTINCT block_id) + coalesce(sum(len(additional_block_ids)), 0)) * 262144 AS size
                 FROM pragma_storage_info($place) WHERE column_name IN $named AND block_id >= 0
                 """,
                 place=exp.Literal.string(place.sql("duckdb")),
@@ -197,12 +240,11 @@ class DuckDBEngine(Engine):
         with ThreadPoolExecutor(max_workers=1) as worker:
             running = worker.submit(run)
             try:
-                if self._progress is not None:
-                    self._progress(what, None)
+                self.tell(what, source, None)
                 while wait([running], timeout=0.2).not_done:
                     if self._progress is not None:
                         share = self._connection.query_progress()
-                        self._progress(what, share / 100 if share >= 0 else None)
+                        self.tell(what, source, share / 100 if share >= 0 else None)
                 return running.result()
             except duckdb.Error as error:
                 raise _translated(error, what, source) from error
@@ -212,12 +254,24 @@ class DuckDBEngine(Engine):
                 raise
 
 
+def _set(session: duckdb.DuckDBPyConnection, options: Mapping[str, object]) -> None:
+    for option, value in options.items():
+        text = exp.convert(value).sql("duckdb")
+        session.execute(f"SET {option} = {text}")
+
+
+def _next(batches: queue.Queue[pa.RecordBatch | Exception | None]) -> pa.RecordBatch | Exception | None:
+    while True:  # a wait without an end does not hear Ctrl-C everywhere
+        with suppress(queue.Empty):
+            return batches.get(timeout=0.2)
+
+
 def _plain(error: Exception) -> str:
     text = str(error).split("\n\n")[0].split("\nLINE ")[0]
     return " ".join(text.split())
 
 
-def _translated(error: duckdb.Error, what: str, source: str | None) -> DataError | ConnectionFailed:
+def _translated(error: Exception, what: str, source: str | None) -> DataError | ConnectionFailed:
     reason = _plain(error)
     full = ("No space left", "File too large", "max_temp_directory_size", "Could not write")
     if isinstance(error, duckdb.OutOfMemoryException) or any(sign in reason for sign in full):
