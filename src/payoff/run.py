@@ -45,12 +45,13 @@ from payoff.spec.nouns import (
     Journey,
     Outcome,
     PostgresConnection,
+    Source,
     Spend,
     SQLiteConnection,
     SumMetric,
     format_duration,
 )
-from payoff.warehouse import cohorts, credit, funnels, paths
+from payoff.warehouse import cohorts, credit, funnels, paths, prepared
 from payoff.warehouse.arms import ArmsReader
 from payoff.warehouse.dialect import CannotRun
 from payoff.warehouse.doctor import Finding, examine
@@ -331,6 +332,8 @@ class Project:
 
     def __init__(self, loaded: LoadedProject) -> None:
         self.loaded = loaded
+        self.stale: dict[str, str] = {}
+        """Relations whose prepared copy was not read by what was asked so far: why, in a clause."""
 
     @classmethod
     def load(cls, path: str | Path = ".") -> Project:
@@ -600,8 +603,64 @@ class Project:
 
     # ---------------------------------------------------------------- reading
 
-    def catalog(self, sources: Iterable[str] | None = None, progress: Progress | None = None) -> Catalog:
-        """The sources named (default: all), opened read-only. Use as a context manager."""
+    def prepare(self, sources: Sequence[str] | None = None, progress: Progress | None = None) -> list[prepared.Report]:
+        """Copies of the rows of ``sources``, clustered by unit and time, that later runs read while they are fresh. Default: of every
+        source with a time and a unit that something declared here reads.
+
+        Copies that are fresh stay as they are. Raises UsageError for an unknown source.
+        """
+        wanted = self._event_sources() if sources is None else self._known_sources(sources)
+        known = self.loaded.sources()
+
+        def origin(source: Source) -> tuple[object, ...]:
+            return source.file, source.table, source.sql, self.loaded.connection_of(source)
+
+        origins = {origin(known[name]) for name in wanted}
+        over = [n for n, s in known.items() if n in wanted or (s.sessions is None and origin(s) in origins)]
+        with self.catalog(over, progress, as_stored=True) as catalog:
+            if not catalog.engine.dialect.native:
+                raise UsageError(
+                    "only sources on DuckDB and in files are prepared: other engines read where the rows are"
+                )
+            return prepared.prepare(catalog, wanted, progress)
+
+    def drop_prepared(self, sources: Sequence[str] | None = None) -> list[prepared.Report]:
+        """Remove the prepared copies of ``sources`` (default: all)."""
+        if sources is None:
+            return prepared.drop(self.root)
+        with self.catalog(self._known_sources(sources), as_stored=True) as catalog:
+            keys = {catalog.stored(name).key for name in catalog.names}
+        return prepared.drop(self.root, keys)
+
+    def _known_sources(self, names: Iterable[str]) -> list[str]:
+        known = self.loaded.sources()
+        for name in names:
+            if name not in known:
+                raise UsageError(f"there is no source '{name}'{did_you_mean(name, known)}")
+        return list(dict.fromkeys(names))
+
+    def _event_sources(self) -> list[str]:
+        """The sources with a time and a unit that experiments and journeys read; all such where nothing is declared that reads."""
+        asked, known = self._asked(None), self.loaded.sources()
+        found = self._sources_of([self._design(name, ()) for name in asked["experiments"]])
+        for kind in _JOURNEYS:
+            for name in asked[kind]:
+                found += self.loaded.journey_sources(f"{kind}.{name}")
+        read = set(self.loaded.needed_sources(dict.fromkeys(found or known)))
+        entities = list(self.loaded.spec.entities)
+        return [
+            name
+            for name, source in known.items()
+            if name in read
+            and source.sessions is None
+            and source.time is not None
+            and (source.entity or any(self.loaded.unit_column(source, entity) for entity in entities))
+        ]
+
+    def catalog(
+        self, sources: Iterable[str] | None = None, progress: Progress | None = None, *, as_stored: bool = False
+    ) -> Catalog:
+        """The sources named (default: all), opened read-only; with ``as_stored`` no prepared copy is read. Use as a context manager."""
         spec = self.loaded.spec
         known = self.loaded.sources()
         wanted = known if sources is None else {name: known[name] for name in sources}
@@ -613,7 +672,7 @@ class Project:
                 connections[n] = c
             elif alone and isinstance(c, DuckDBConnection) and (not used or c.path is None):
                 connections[n] = replace_path(c)  # its settings hold for files too
-        return Catalog(wanted, spec.entities, connections, self.root, spec.timezone, progress)
+        return Catalog(wanted, spec.entities, connections, self.root, spec.timezone, progress, as_stored)
 
     def check_sql(self, catalog: Catalog, sources: Iterable[str]) -> None:
         """Every SQL expression over ``sources`` against their columns. Raises with the place of each that fails."""
@@ -706,6 +765,7 @@ class Project:
         sources = self.loaded.needed_sources(dict.fromkeys([*sources, *extra]))
         with self.catalog(sources, progress) as catalog:
             self.check_sql(catalog, sources)
+            self.stale.update(catalog.stale)
             yield catalog
 
     def run(
@@ -720,11 +780,13 @@ class Project:
         command: str | None = None,
         looks_before: int | None = None,
         now: datetime | None = None,
+        full: bool = False,
     ) -> Run:
         """Answer the experiments and claims named (default: all), and append the run to the ledger unless ``record`` is off.
 
         Earlier looks at an experiment are read from the ledger; ``looks_before`` takes those before that entry only.
-        Rows dated after ``now`` (default: the clock) are in the future, and enter nothing.
+        Rows dated after ``now`` (default: the clock) are in the future, and enter nothing. Of prepared sources a run counts what is
+        new since the last one, to the same figures; ``full`` counts all again.
         """
         spec = self.loaded.spec
         started = datetime.now(UTC)
@@ -763,7 +825,7 @@ class Project:
                 wanted = [*designs, *(d for held in rereads.values() for d in held)]
                 fetched: Mapping[str, ArmsData] = {}
                 if wanted:
-                    reader = ArmsReader(catalog, [method.needs(d) for d in wanted])
+                    reader = ArmsReader(catalog, [method.needs(d) for d in wanted], full=full)
                     fetched = reader.fetch()
                     steps += reader.steps
                 for design in designs:

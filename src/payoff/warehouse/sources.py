@@ -688,6 +688,11 @@ class Catalog:
         return self._relations[key]
 
     @property
+    def names(self) -> list[str]:
+        """The sources that it has, but those made of others' rows."""
+        return [name for name, source in self._sources.items() if source.sessions is None]
+
+    @property
     def prepared(self) -> dict[str, Prepared]:
         """The prepared copies that are read, by their relation's key: of the views opened so far."""
         return {key: relation.copy for key, relation in self._relations.items() if relation.copy is not None}
