@@ -32,7 +32,7 @@ _HOSTILE: tuple[Callable[[int], str], ...] = (
     lambda i: f" padded {i} ",
     lambda i: f"line\nbreak\t{i}",
     lambda i: f"😀{i}",
-    lambda i: str(i),
+    str,
     lambda i: f"Case{i}",
     lambda i: f"case{i - 1}",  # of the user before, but for its capital
 )
@@ -140,9 +140,7 @@ def tables() -> dict[str, pa.Table]:
                 "t": pa.array(times, us),
                 "t_zoned": pa.array([_aware(t) for t in times], tz),
                 "day": pa.array([None if t is None else t.date() for t in times], pa.date32()),
-                "device": pa.array(
-                    [None if u % 23 == 0 else device[u] for u, _, _ in rows], pa.string()
-                ),
+                "device": pa.array([None if u % 23 == 0 else device[u] for u, _, _ in rows], pa.string()),
                 "before_score": pa.array([float(np.round(np.sin(u) * 10, 3)) for u, _, _ in rows], pa.float64()),
             }
         ),
@@ -167,12 +165,12 @@ def tables() -> dict[str, pa.Table]:
                 "any_id": pa.array(_some_missing(rng, known_as, 0.02), pa.string()),
                 "t": pa.array(_some_missing(rng, times, 0.01), us),
                 "page": pa.array(_some_missing(rng, list(pages), 0.03), pa.string()),
-                "load_ms": pa.array(
-                    _some_missing(rng, [int(x) for x in rng.gamma(4, 60, n)], 0.05), pa.int32()
-                ),
+                "load_ms": pa.array(_some_missing(rng, [int(x) for x in rng.gamma(4, 60, n)], 0.05), pa.int32()),
                 "utm_source": pa.array(_some_missing(rng, list(source), 0.2), pa.string()),
                 "utm_medium": pa.array(_some_missing(rng, list(medium), 0.2), pa.string()),
-                "utm_campaign": pa.array(_some_missing(rng, list(rng.choice(["autumn", "shop 'x'"], n)), 0.5), pa.string()),
+                "utm_campaign": pa.array(
+                    _some_missing(rng, list(rng.choice(["autumn", "shop 'x'"], n)), 0.5), pa.string()
+                ),
                 "bot": pa.array(_some_missing(rng, [bool(b) for b in rng.random(n) < 0.05], 0.02), pa.bool_()),
             }
         ),
@@ -225,7 +223,10 @@ def tables() -> dict[str, pa.Table]:
         {
             "order_id": pa.array([order_ids[k] for k in back], pa.int64()),
             "user_id": pa.array([None if exact[k] is None else text_id(exact[k]) for k in back], pa.string()),
-            "t": pa.array([times[k] + timedelta(days=float(d)) for k, d in zip(back, rng.exponential(6, len(back)), strict=True)], us),
+            "t": pa.array(
+                [times[k] + timedelta(days=float(d)) for k, d in zip(back, rng.exponential(6, len(back)), strict=True)],
+                us,
+            ),
         }
     )
 
@@ -256,7 +257,9 @@ def tables() -> dict[str, pa.Table]:
             {
                 "user_id": pa.array([text_id(i) for i in numbers], pa.string()),
                 "day": pa.array([b.date() for b in began], pa.date32()),
-                "t": pa.array([b + timedelta(hours=int(h)) for b, h in zip(began, rng.integers(0, 24, USERS), strict=True)], us),
+                "t": pa.array(
+                    [b + timedelta(hours=int(h)) for b, h in zip(began, rng.integers(0, 24, USERS), strict=True)], us
+                ),
                 "plan": pa.array(_some_missing(rng, list(tenure_plan), 0.05), pa.string()),
             }
         ),

@@ -1,0 +1,41 @@
+"""Each engine is started once a worker, and each project is answered once on the reference."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from tests.warehouse.conformance.data import tables
+from tests.warehouse.conformance.engines import ENGINES, REFERENCE, NotHere, Place
+
+
+@pytest.fixture(scope="session")
+def place_of(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Place]]:
+    """Name of an engine -> where the tables are on it. Skips, or fails in CI, where it cannot be started."""
+    started: dict[str, Place | NotHere] = {}
+    with ExitStack() as stack:
+
+        def start(name: str) -> Place:
+            if name not in started:
+                folder = tmp_path_factory.mktemp(name)
+                try:
+                    started[name] = stack.enter_context(ENGINES.get(name, REFERENCE)(folder, tables()))
+                except NotHere as error:
+                    started[name] = error
+            place = started[name]
+            if isinstance(place, NotHere):
+                why = f"{name} was not executed: {place}"
+                pytest.fail(why) if os.environ.get("CI") else pytest.skip(why)
+            return place
+
+        yield start
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Of one project."""
+    return tmp_path
