@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import string
 
 import duckdb
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sqlglot import exp
 
-from payoff.warehouse.query import ExpressionError, column, fragment, scalar, select_only, sql
+from payoff.warehouse.query import ExpressionError, bucket, column, fragment, scalar, select_only, sql
 
 COLUMNS = {"amount": "DOUBLE", "ts": "TIMESTAMP", "name": "VARCHAR", "props": "STRUCT(utm STRUCT(source VARCHAR))"}
 
@@ -156,3 +157,16 @@ def test_parts_become_readable_ctes_and_lists_several_columns() -> None:
 def test_a_part_that_is_not_used_is_a_mistake() -> None:
     with pytest.raises(KeyError, match="not used"):
         sql("SELECT $a AS a", a=1, b=2)
+
+
+@given(st.lists(st.text(), min_size=1, max_size=20), st.sampled_from([1, 2, 64, 512, 10**9]))
+def test_a_bucket_is_the_same_wherever_md5_is(ids: list[str], count: int) -> None:
+    ids = [i.replace("\x00", "0") for i in ids if i.isprintable() or i == ""] or ["7"]
+    with duckdb.connect() as connection:
+        query = sql(
+            "SELECT $bucket AS b FROM (SELECT unnest($ids) AS id)",
+            bucket=bucket(column("id"), count),
+            ids=exp.convert(ids),
+        )
+        found = [row[0] for row in connection.execute(query.render()).fetchall()]
+    assert found == [int(hashlib.md5(i.encode(), usedforsecurity=False).hexdigest()[:15], 16) % count for i in ids]

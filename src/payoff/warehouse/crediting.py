@@ -11,7 +11,7 @@ from payoff.spec.nouns import Attribution, Model, Spend, format_duration, model_
 from payoff.warehouse.credited import GROUPS, POSITIONS
 from payoff.warehouse.events import AHEAD_US, clock_us
 from payoff.warehouse.moves import moves_query
-from payoff.warehouse.query import Query, conjunction, fragment, sql
+from payoff.warehouse.query import Query, bucket, conjunction, fragment, sql
 from payoff.warehouse.rules import ORDER, RULES, SETS, Rules
 from payoff.warehouse.sources import Catalog, as_id
 from payoff.warehouse.statements import Step
@@ -39,6 +39,7 @@ class CreditStatements:
             view = catalog.view(design.arms.source)
             kinds.add(view.type_of(view.unit(design.entity)))
         self.text = len(kinds) > 1
+        self.kind = "VARCHAR" if self.text else kinds.pop()
 
     def planned(self) -> Iterator[Step]:
         for reading in self.readings:
@@ -76,6 +77,10 @@ class CreditStatements:
                 for chain in self._of("markov").values():
                     yield self._moves(outcome, label, chain.order or 1, GROUPS)
         yield from (step for _, step in self._costs())
+
+    def _bucket(self, groups: int) -> exp.Expr:
+        """The hash group of the column ``unit``."""
+        return bucket(as_id(exp.column("unit"), self.kind), groups)
 
     def _of(self, *kinds: str) -> dict[str, Model]:
         return {name: m for name, m in self.models.items() if m.kind in kinds and name not in self.refused}
@@ -162,10 +167,10 @@ class CreditStatements:
     def _units(self) -> Step:
         query = sql(
             """
-            SELECT unit, CAST(row_number() OVER () AS INTEGER) AS uid, CAST(hash(unit) % $groups AS INTEGER) AS g
+            SELECT unit, CAST(row_number() OVER () AS INTEGER) AS uid, CAST($bucket AS INTEGER) AS g
             FROM (SELECT DISTINCT unit FROM credit_raw WHERE inside)
             """,
-            groups=GROUPS,
+            bucket=self._bucket(GROUPS),
         )
         return self._step("number the converting units", "units by number, and their hash groups", query)
 
@@ -472,7 +477,7 @@ class CreditStatements:
             outcome=list(self.outcomes).index(outcome),
             window_us=window,
             order=order,
-            groups=groups,
+            group=self._bucket(groups),
             codes=len(self.touches.stops),
             starts_us=starts,
             # conversions from ends on are not read: there too a path may lead to one that is not seen

@@ -13,7 +13,7 @@ from sqlglot import exp
 from payoff.spec.journeys import JourneyDesign
 from payoff.spec.nouns import Event, Funnel
 from payoff.warehouse.events import AHEAD_US, clock_us, profile_step, rows_of
-from payoff.warehouse.query import Query, conjunction, fragment, parsed, sql
+from payoff.warehouse.query import Query, bucket, conjunction, fragment, parsed, sql
 from payoff.warehouse.sources import Catalog, View, as_id
 from payoff.warehouse.statements import Step
 
@@ -108,6 +108,7 @@ class FunnelStatements:
                 source.columns["class"] = exp.cast(source.view.scalar(by.column), "VARCHAR")
         kinds = {s.view.type_of(s.view.unit(design.entity)) for s in self.sources.values()}
         self.as_text = len(kinds) > 1 and not kinds <= {"SMALLINT", "INTEGER", "BIGINT"}
+        self.kind = "VARCHAR" if self.as_text else max(kinds)
         for source in self.sources.values():
             source.keeps_first = self.declared.order == "unordered"
         self.bounds = Bounds(low=design.starts_us)
@@ -616,7 +617,7 @@ class FunnelStatements:
     def precedence(self, one_in: int = 1) -> Step:
         """By later step: units with both it and the step before, and those that had it first; of a sample of units by their hash."""
         ks = range(2, self.m + 1)
-        some = fragment("hash(unit) % $n = 0", n=one_in) if one_in > 1 else exp.true()
+        some = fragment("$bucket = 0", bucket=self._bucket(one_in)) if one_in > 1 else exp.true()
         rows = [
             select_from(
                 self.flagged(f"s{k}"),
@@ -644,6 +645,9 @@ class FunnelStatements:
         return self.step(
             "order of steps", "", "whether a later step tends to come first: a sign of swapped clocks", query
         )
+
+    def _bucket(self, count: int) -> exp.Expr:
+        return bucket(as_id(exp.column("unit"), self.kind), count)
 
     def rows_by_step(self) -> Step:
         parts = [

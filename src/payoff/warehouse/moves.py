@@ -21,7 +21,7 @@ def moves_query(
     outcome: int,
     window_us: int,
     order: int,
-    groups: int,
+    group: exp.Expr,
     codes: int,
     starts_us: int | None,
     open_us: int | exp.Expr,
@@ -29,7 +29,7 @@ def moves_query(
     """SELECT g, s_k ... s_0 (the ``order`` touches before, -1 where there was none, and this one), how often it was a move (``moves``),
     and how many paths ended with it: ``won`` and ``lost``, of which ``open`` after ``open_us``.
 
-    ``touched``: SELECT unit, us, code; conversions are rows of credit_raw. Paths that led to a conversion before ``starts_us`` are
+    ``group``: that of the column ``unit``. ``touched``: SELECT unit, us, code; conversions are rows of credit_raw. Paths that led to a conversion before ``starts_us`` are
     out, and those that lead nowhere begin there. Raises DataError with too many touchpoints.
     """
     bits = (codes + 1).bit_length()
@@ -69,13 +69,13 @@ def moves_query(
     moved = " OR ".join(f"s_{j} <> s_{j + 1}" for j in range(order))
     return sql(
         f"""
-        SELECT CAST(hash(unit) % $groups AS INTEGER) AS g, {", ".join(f"s_{j}" for j in range(order + 1))},
+        SELECT CAST($bucket AS INTEGER) AS g, {", ".join(f"s_{j}" for j in range(order + 1))},
                count(*) FILTER (WHERE {moved}) AS moves, count(*) FILTER (WHERE ends AND leads_0) AS won,
                count(*) FILTER (WHERE ends AND NOT leads_0) AS lost,
                count(*) FILTER (WHERE ends AND NOT leads_0 AND us > $open) AS open
         FROM steps GROUP BY ALL
         """,
-        groups=groups,
+        bucket=group,
         open=open_us,
         steps=sql(
             "SELECT unit, us, leads_0, ends, $states FROM path_cuts WHERE $own",

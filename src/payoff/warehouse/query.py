@@ -116,6 +116,14 @@ def fragment(text: str, **parts: Bound) -> exp.Expr:
     return cast(exp.Expr, select.expressions[0].this)
 
 
+def bucket(text: exp.Expr, count: int) -> exp.Expr:
+    """The bucket, 0 to ``count`` - 1, of an id as text: the same on every engine, whatever hash is its own.
+
+    The first 15 hexadecimal digits of its MD5, as a whole number, modulo ``count``.
+    """
+    return fragment("CAST('0x' || substring(md5($id), 1, 15) AS BIGINT) % $count", id=text, count=count)
+
+
 def conjunction(*conditions: exp.Expr | None) -> exp.Expr:
     present = [exp.paren(c.copy()) for c in conditions if c is not None]
     return exp.and_(*present) if present else exp.true()
