@@ -59,6 +59,7 @@ lock: $(VENV)/.dev ## pins with hashes; make lock UPGRADE=--upgrade takes new re
 	$(UV_COMPILE) pyproject.toml --group build --output-file requirements/core.txt
 	$(UV_COMPILE) pyproject.toml --group build $(EXTRAS:%=--extra %) --constraints requirements/core.txt --output-file requirements/dev.txt
 	$(UV_COMPILE) pyproject.toml --group build --extra fused --extra chdb --group bench --constraints requirements/core.txt --output-file requirements/bench.txt
+	$(UV_COMPILE) --group pyproject.toml:spark-build --output-file requirements/spark-build.txt
 	$(UV_COMPILE) pyproject.toml --group build --group spark --constraints requirements/core.txt --output-file requirements/spark.txt
 
 clean: ## what can be made again; never .payoff/, where results are kept
@@ -82,8 +83,8 @@ $(VENV)/.dev: requirements/dev.txt pyproject.toml | $(VENV)/pyvenv.cfg
 	@touch $(VENV)/.core $@
 
 # pyspark is a source package: minutes to build, 470 MB.
-$(SPARK)/.spark: requirements/spark.txt pyproject.toml | $(SPARK)/pyvenv.cfg
-	$(SPARK)/bin/python $(PIP_INSTALL) -r requirements/core.txt --require-hashes
+$(SPARK)/.spark: requirements/spark-build.txt requirements/spark.txt pyproject.toml | $(SPARK)/pyvenv.cfg
+	$(SPARK)/bin/python $(PIP_INSTALL) --require-hashes -r requirements/spark-build.txt
 	$(SPARK)/bin/python $(PIP_INSTALL) --require-hashes --no-build-isolation -r requirements/spark.txt
 	$(SPARK)/bin/python $(PIP_INSTALL) $(PROJECT)
 	@touch $@
