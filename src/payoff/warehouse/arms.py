@@ -9,7 +9,7 @@ x arms, never with units.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -35,6 +35,7 @@ from payoff.warehouse.needs import (
 )
 from payoff.warehouse.query import Query, fragment, sql
 from payoff.warehouse.sources import Catalog, View, to_us
+from payoff.warehouse.state import Refresh, begin
 from payoff.warehouse.statements import Statements, Step
 from payoff.warehouse.units import (
     IN,
@@ -66,11 +67,13 @@ class ArmsReader:
     Raises DataError (a source, a column or a value is not what its definition says) and ExpressionError (bad SQL).
     """
 
-    def __init__(self, catalog: Catalog, needs: Sequence[ArmsNeed]) -> None:
+    def __init__(self, catalog: Catalog, needs: Sequence[ArmsNeed], *, full: bool = False) -> None:
         self._layout = Layout(catalog, needs)
         self._statements = Statements(self._layout)
         self._profiles: dict[str, SourceProfile] = {}
         self._passes: dict[str, Pass] = {}
+        self._full = full
+        self._refreshed: dict[str, Refresh] = {}
         self._exact = False
         self.steps: list[Step] = []
 
@@ -81,9 +84,12 @@ class ArmsReader:
         """
         found = {scan.table: Pass.of(self._layout, scan) for scan in self._layout.scans}
         self._passes = {
-            table: one for table, one in found.items() if isinstance(one, Pass) and (exposed is None or one.fits(exposed))
+            table: one
+            for table, one in found.items()
+            if isinstance(one, Pass) and (exposed is None or one.fits(exposed))
         }
-        self._exact = bool(found) and len(self._passes) == len(found)
+        kept = {scan.table for scan in self._layout.scans if scan.entity in self._refreshed}
+        self._exact = bool(found) and len(self._passes.keys() | kept) == len(found)
         for scan in self._layout.scans:
             scan.ordered = scan.ordered and scan.table not in self._passes
 
@@ -154,7 +160,11 @@ class ArmsReader:
             if m.quantile is not None:
                 at, ends = placeholder("quantile"), (placeholder("low_rank"), placeholder("high_rank"))
                 arms = need.arms or ("$arm",)
-                steps += [units.spread(m, facts), units.quantiles(m), *_with_rows(units.below(m, dict.fromkeys(arms, at)))]
+                steps += [
+                    units.spread(m, facts),
+                    units.quantiles(m),
+                    *_with_rows(units.below(m, dict.fromkeys(arms, at))),
+                ]
                 steps.append(units.outer(m, dict.fromkeys(arms, ends)))
         steps += [units.crossed_arms(n) for n in range(len(need.beside))]
         return steps
@@ -172,6 +182,10 @@ class ArmsReader:
         layout, statements = self._layout, self._statements
         self._prepare(run=True)
         layout.arrange()
+        for entity in layout.entities():
+            refresh = begin(layout, entity, full=self._full)
+            if isinstance(refresh, Refresh):
+                self._refreshed[entity] = refresh
         for view in layout.unique_views():
             self._profile(view)
         for scan in layout.scans:
@@ -180,22 +194,41 @@ class ArmsReader:
                 scan.parts = math.ceil(max(wanted, 1) / layout.catalog.engine.memory())
         counts: dict[int, dict[str, Any]] = {}
         arms: dict[int, dict[str, int]] = {}
+        for refresh in self._refreshed.values():
+            refresh.count()
+            refresh.show()
+            self.steps += refresh.steps()
+            for x in refresh.experiments:
+                counts[x], arms[x] = refresh.counts(x)
         for exposure in layout.exposures:
-            self._keep(exposure.table, statements.exposure(exposure), exposure.view.name)
-            self._count_exposures(exposure, counts, arms)
+            if exposure.entity not in self._refreshed:
+                self._keep(exposure.table, statements.exposure(exposure), exposure.view.name)
+                self._count_exposures(exposure, counts, arms)
         self._fuse(sum(n for by_arm in arms.values() for n in by_arm.values()))
         for entity in layout.entities():
-            self._expose(entity, counts)
+            if entity not in self._refreshed:
+                self._expose(entity, counts)
         for scan in layout.scans:
-            if scan.stage >= 0:
+            if scan.stage >= 0 and scan.entity not in self._refreshed:
                 self._read(scan, *self._span(scan, counts))
         for rows in layout.rows:
             self._keep(rows.table, statements.rows(rows, *self._span(rows, counts)), rows.view.name)
         for lookup in layout.lookups:
             self._keep(lookup.table, statements.lookup(lookup), lookup.view.name)
-        return {
+        answers = {
             need.experiment: self._answer(x, need, counts[x], arms.get(x, {})) for x, need in enumerate(layout.needs)
         }
+        for refresh in self._refreshed.values():
+            refresh.keep()
+        return answers
+
+    def _looked(self, view: View, query: Callable[[View], Query], what: str) -> dict[str, Any]:
+        """The row of a statement of counts and times over a source: of one that is refreshed, only new segments are asked."""
+        for refresh in self._refreshed.values():
+            found = refresh.summed(view, query, what)
+            if found is not None:
+                return found
+        return self._layout.catalog.engine.row(query(view), what, view.name)
 
     def _keep(self, table: str, step: Step, source: str | None = None) -> None:
         self._layout.catalog.engine.keep(table, step.query, step.name, source)
@@ -290,7 +323,7 @@ class ArmsReader:
 
     def _profile(self, view: View) -> None:
         step = self._statements.profile(view)
-        found = self._layout.catalog.engine.row(step.query, step.name, view.name)
+        found = self._looked(view, lambda v: self._statements.profile(v).query, step.name)
         self.steps.append(step)
         rows = self._layout.catalog.engine.rows[view.name] = int(found["n"])
         nulls = {k.removeprefix("ids_"): rows - int(v) for k, v in found.items() if k.startswith("ids_")}
@@ -330,10 +363,10 @@ class ArmsReader:
         ]
         if view.clock is not None:
             parts.append(exp.alias_(fragment("count(*) FILTER (WHERE $t IS NULL)", t=view.clock.raw), "times"))
-        found = self._layout.catalog.engine.row(
-            sql("SELECT $parts FROM base", parts=parts, base=Query(view.rows())),
+        found = self._looked(
+            view,
+            lambda v: sql("SELECT $parts FROM base", parts=parts, base=Query(v.rows())),
             f"count NULLs of {view.name}",
-            view.name,
         )
         return int(found["n"]), {e: int(found[f"ids_{e}"]) for e in entities}, int(found.get("times", 0))
 
@@ -519,7 +552,10 @@ class ArmsReader:
             for j in range(len(metric.before)):
                 if f"centre{i}_{j}" in found:
                     centre = found[f"centre{i}_{j}"]
-                    facts.centres[metric.name, j] = double(0.0 if centre is None else centre), found[f"gaps{i}_{j}"] > 0
+                    facts.centres[metric.name, j] = (
+                        double(0.0 if centre is None else centre),
+                        bool(found[f"gaps{i}_{j}"]),
+                    )
 
     def _moments_of(self, units: Units, facts: Facts, kept: bool) -> list[tuple[Step, list[MetricNeed], Sequence[str]]]:
         """The statements of moments: each with its metrics and the keys that it groups by besides the arm."""

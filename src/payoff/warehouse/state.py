@@ -1,0 +1,1029 @@
+"""Incremental refresh: what earlier runs counted is kept, and a run counts only what is new.
+
+Of each unit of each experiment two things are kept: its exposure (first time, lowest and highest arm, counts of rows), and the
+folded values of its window. Both are of whole segments of the prepared layout, named with their fingerprints. A segment that is
+new and sorts last is folded on top; the units that have rows in a segment that changed, vanished or came late are counted anew
+over all segments, they alone; any other change makes the state anew. A unit's rows are added one after another in the canonical
+order of segments, whichever way the state came about, so that its values are the same to the last bit.
+
+The store is a folder for each definition. Files are written under new names and synced, and a manifest that names them is renamed
+into place last: whoever reads finds the old state or the new one.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from sqlglot import exp
+
+from payoff.errors import DataError
+from payoff.warehouse import fused, prepared
+from payoff.warehouse.engines.duckdb import DuckDBEngine
+from payoff.warehouse.fused import Accumulators
+from payoff.warehouse.layout import Exposure, Layout, Scan
+from payoff.warehouse.prepared import UNIT
+from payoff.warehouse.query import Query, column, fragment, sql
+from payoff.warehouse.sources import View
+from payoff.warehouse.statements import Statements, Step
+
+if TYPE_CHECKING:
+    from payoff.warehouse.prepared import Prepared, Segment
+
+_PLACE = "file_row_number"
+VERSION = 1
+"""Of what the state holds and how it is folded: another number makes every state anew."""
+UNUSED_DAYS = 30
+"""A state that no run has used for so long is swept."""
+_SPARE = 1.2
+"""Rows that a column's file has room for, of those that it holds: what is added later is written beside it."""
+_DELTA = 0.5
+"""A share of the rows: when the changes kept beside the columns are more, the columns are written anew."""
+_BLOCK = 8192
+
+
+# ---------------------------------------------------------------- the store
+
+
+class Damaged(Exception):
+    """A stored state cannot be used; the message says why."""
+
+
+@dataclass(slots=True)
+class Held:
+    """A state in memory. ``columns`` have one value a row, the first ``rows`` of them used; they are private copies, and may be
+    written. ``parts`` are arrays of any length, ``facts`` is what JSON can hold."""
+
+    rows: int = 0
+    columns: dict[str, np.ndarray] = field(default_factory=dict)
+    parts: dict[str, Array] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    def column(self, name: str) -> np.ndarray:
+        return self.columns[name][: self.rows]
+
+    def grow(self, rows: int) -> None:
+        """Room for more rows; what is in them is not set."""
+        total = self.rows + rows
+        for name, values in self.columns.items():
+            if len(values) < total:
+                larger = np.empty((int(total * _SPARE) + 64, *values.shape[1:]), values.dtype)
+                larger[: self.rows] = values[: self.rows]
+                self.columns[name] = larger
+        self.rows = total
+
+
+class Array:
+    """An array of the store, read and checked when it is first asked for; or a new one, still to be written."""
+
+    def __init__(self, data: np.ndarray | None = None, path: Path | None = None, told: Mapping[str, Any] | None = None):
+        self._data, self.path, self.told = data, path, told
+
+    def read(self) -> np.ndarray:
+        """Raises Damaged."""
+        if self._data is None:
+            assert self.path is not None and self.told is not None
+            raw = _read(self.path, self.told)
+            self._data = np.frombuffer(raw, np.dtype(self.told["type"]))
+        return self._data
+
+
+def checksum(data: np.ndarray) -> str:
+    """Of a contiguous array's bytes: the wrapping sums of blocks of 64 KiB, hashed. As fast as memory, and it tells every
+    change of one word, every missing block and every block out of place."""
+    raw = data.reshape(-1).view(np.uint8)
+    words = raw[: len(raw) // 8 * 8].view(np.uint64)
+    whole = len(words) // _BLOCK * _BLOCK
+    digest = hashlib.blake2b(str(len(raw)).encode(), digest_size=16)
+    digest.update(np.add.reduce(words[:whole].reshape(-1, _BLOCK), axis=1).tobytes())
+    digest.update(words[whole:].tobytes())
+    digest.update(raw[len(words) * 8 :].tobytes())
+    return digest.hexdigest()
+
+
+def _read(path: Path, told: Mapping[str, Any]) -> bytes:
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise Damaged(f"{path.name} cannot be read ({error.strerror})") from error
+    if checksum(np.frombuffer(raw, np.uint8)) != told["sum"]:
+        raise Damaged(f"{path.name} is not what was written")
+    return raw
+
+
+def _write(path: Path, pieces: Iterable[np.ndarray], length: int | None = None) -> None:
+    """A new file, on the disk when this returns. ``length``: of its bytes, where there is room to be left."""
+    with open(path, "xb") as handle:
+        for piece in pieces:
+            handle.write(np.ascontiguousarray(piece).reshape(-1).view(np.uint8).data)
+        if length is not None:
+            handle.truncate(length)
+        handle.flush()
+        os.fsync(handle.fileno())
+
+
+class Store:
+    """The state of one definition, in a folder of its own. One process writes at a time (``lock``); any may read."""
+
+    def __init__(self, root: Path, definition: str) -> None:
+        self.folder, self.definition = root / definition[:32], definition
+        self._manifest: dict[str, Any] | None = None
+
+    @contextmanager
+    def lock(self) -> Iterator[bool]:
+        """Whether this process may write, until it leaves. Raises OSError where no folder can be made."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with open(self.folder / "lock", "ab") as handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield False
+                return
+            yield True
+
+    def load(self) -> Held | None:
+        """The last state written whole, None where there is none. Raises Damaged where it cannot be used."""
+        path = self.folder / "manifest.json"
+        try:
+            told = json.loads(path.read_text())
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            raise Damaged(f"its manifest cannot be read ({error})") from error
+        body = {key: value for key, value in told.items() if key != "sum"}
+        if told.get("sum") != _digest(body) or told["version"] != VERSION or told["definition"] != self.definition:
+            raise Damaged("its manifest is not what was written")
+        held = Held(told["first_rows"], facts=told["facts"])
+        for name, of in told["columns"].items():
+            held.columns[name] = self._column(of, told["first_rows"], told["room"])
+        for delta in told["deltas"]:
+            self._apply(held, delta)
+        held.parts = {name: Array(None, self.folder / part["file"], part) for name, part in told["parts"].items()}
+        self._manifest = told
+        os.utime(path)
+        return held
+
+    def _column(self, told: Mapping[str, Any], rows: int, room: int) -> np.ndarray:
+        path, kind = self.folder / told["file"], np.dtype(told["type"])
+        try:
+            found = np.memmap(path, kind, "c", shape=(room, *told["wide"]))
+        except (OSError, ValueError) as error:
+            raise Damaged(f"{told['file']} cannot be read ({error})") from error
+        if checksum(found[:rows]) != told["sum"]:
+            raise Damaged(f"{told['file']} is not what was written")
+        return found
+
+    def _apply(self, held: Held, told: Mapping[str, Any]) -> None:
+        raw = _read(self.folder / told["file"], told)
+        changed, added = told["changed"], told["added"]
+        at = np.frombuffer(raw, np.int64, changed)
+        place, first = at.nbytes, held.rows
+        held.grow(added)
+        for name in sorted(held.columns):
+            column = held.columns[name]
+            wide = int(np.prod(column.shape[1:], dtype=int))
+            values = np.frombuffer(raw, column.dtype, (changed + added) * wide, place)
+            place += values.nbytes
+            values = values.reshape(-1, *column.shape[1:])
+            column[at] = values[:changed]
+            column[first : first + added] = values[changed:]
+
+    def save(self, held: Held, changed: np.ndarray | None) -> None:
+        """Write a state; ``changed`` are the rows, of those that ``load`` gave, that are not as they were (None: any).
+
+        Raises OSError where it cannot be written; the last state then stays.
+        """
+        last, made = self._manifest, []
+        number = 0 if last is None else last["number"] + 1
+        mark = f"{number:06d}-{os.getpid():x}-{time.time_ns():x}"
+        try:
+            told: dict[str, Any] = {"version": VERSION, "definition": self.definition, "number": number}
+            told |= {"facts": held.facts, "parts": {}}
+            for k, (name, part) in enumerate(held.parts.items()):
+                if part.told is None or part.path is None:
+                    data = part.read()
+                    path = self.folder / f"{mark}-part{k}"
+                    made.append(path)
+                    _write(path, [data])
+                    part.path, part.told = path, {"file": path.name, "type": data.dtype.str, "sum": checksum(data)}
+                told["parts"][name] = part.told
+            if last is None or changed is None or not self._beside(held, changed, last):
+                room = int(held.rows * _SPARE) + 64
+                told |= {"first_rows": held.rows, "room": room, "deltas": [], "columns": {}}
+                for k, name in enumerate(sorted(held.columns)):
+                    data = np.ascontiguousarray(held.column(name))
+                    path = self.folder / f"{mark}-column{k}"
+                    made.append(path)
+                    _write(path, [data], room * int(np.prod(data.shape[1:], dtype=int)) * data.itemsize)
+                    told["columns"][name] = {"file": path.name, "type": data.dtype.str, "sum": checksum(data)}
+                    told["columns"][name]["wide"] = data.shape[1:]
+            else:
+                first = last["first_rows"] + sum(delta["added"] for delta in last["deltas"])
+                pieces = [np.ascontiguousarray(changed, np.int64)]
+                for name in sorted(held.columns):
+                    pieces += [held.columns[name][changed], held.columns[name][first : held.rows]]
+                data = np.concatenate([piece.reshape(-1).view(np.uint8) for piece in pieces])
+                path = self.folder / f"{mark}-delta"
+                made.append(path)
+                _write(path, [data])
+                delta = {"file": path.name, "changed": len(changed), "added": held.rows - first, "sum": checksum(data)}
+                told |= {key: last[key] for key in ("first_rows", "room", "columns")}
+                told["deltas"] = [*last["deltas"], delta]
+            told["sum"] = _digest(told)
+            path = self.folder / f"{mark}-manifest"
+            made.append(path)
+            _write(path, [np.frombuffer(json.dumps(told).encode(), np.uint8)])
+            os.replace(path, self.folder / "manifest.json")
+        except OSError:
+            for path in made:
+                path.unlink(missing_ok=True)
+            raise
+        self._manifest = told
+        _sync(self.folder)
+        self._sweep(told)
+
+    def _beside(self, held: Held, changed: np.ndarray, last: Mapping[str, Any]) -> bool:
+        """Are the changes few enough to be written beside the columns?"""
+        kept = sum(delta["changed"] + delta["added"] for delta in last["deltas"])
+        same = {name: (column["type"], tuple(column["wide"])) for name, column in last["columns"].items()}
+        wanted = len(changed) + held.rows - last["first_rows"] - sum(delta["added"] for delta in last["deltas"])
+        return (
+            same == {name: (column.dtype.str, column.shape[1:]) for name, column in held.columns.items()}
+            and held.rows <= last["room"]
+            and kept + wanted <= _DELTA * last["first_rows"]
+        )
+
+    def _sweep(self, told: Mapping[str, Any]) -> None:
+        named = {entry["file"] for entry in (*told["columns"].values(), *told["parts"].values(), *told["deltas"])}
+        for path in self.folder.iterdir():
+            if path.name not in named and path.name not in ("manifest.json", "lock"):
+                path.unlink(missing_ok=True)
+
+
+def _digest(value: object) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def _sync(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def sweep(root: Path, now: float | None = None) -> int:
+    """Remove the states that no run has used for UNUSED_DAYS; those that another process writes are left. How many."""
+    gone, oldest = 0, (time.time() if now is None else now) - UNUSED_DAYS * 86_400
+    for folder in root.iterdir() if root.is_dir() else ():
+        manifest = folder / "manifest.json"
+        used = manifest if manifest.exists() else folder
+        if folder.is_dir() and used.stat().st_mtime < oldest:
+            gone += drop(folder)
+    return gone
+
+
+def drop(folder: Path) -> int:
+    """Remove one state, or (the folder of all) every state. How many."""
+    if not folder.is_dir():
+        return 0
+    states = [folder] if (folder / "lock").exists() else [f for f in folder.iterdir() if f.is_dir()]
+    for state in states:
+        shutil.rmtree(state, ignore_errors=True)
+    return len(states)
+
+
+# ---------------------------------------------------------------- segments
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """How segments differ from those that a state holds, by their ``of``. ``added`` may be folded on top; ``late`` are new but
+    sort before one that was folded; of ``changed`` and ``gone`` the rows folded are no longer there."""
+
+    added: tuple[str, ...]
+    late: tuple[str, ...]
+    changed: tuple[str, ...]
+    gone: tuple[str, ...]
+
+    @property
+    def rewritten(self) -> int:
+        return len(self.late) + len(self.changed) + len(self.gone)
+
+
+def compare(held: Mapping[str, str], now: Mapping[str, str]) -> Change:
+    """Both: ``of`` -> fingerprint."""
+    last = max(held, default="")
+    new = sorted(now.keys() - held.keys())
+    return Change(
+        added=tuple(of for of in new if not held or of > last),
+        late=tuple(of for of in new if held and of < last),
+        changed=tuple(sorted(of for of in now.keys() & held.keys() if now[of] != held[of])),
+        gone=tuple(sorted(held.keys() - now.keys())),
+    )
+
+
+def pack(units: np.ndarray) -> np.ndarray:
+    """Sorted unit numbers, each once, as bytes: their distances, those of 255 and more apart."""
+    steps = np.diff(units, prepend=-2)
+    large = steps >= 255
+    small = np.where(large, 255, steps).astype(np.uint8)
+    head = np.array([len(units), int(large.sum())], np.int64)
+    return np.concatenate([head.view(np.uint8), steps[large].astype(np.int64).view(np.uint8), small])
+
+
+def unpack(data: np.ndarray) -> np.ndarray:
+    """What ``pack`` was given, as int64."""
+    raw = np.ascontiguousarray(data).tobytes()
+    rows, large = np.frombuffer(raw, np.int64, 2)
+    steps = np.frombuffer(raw, np.uint8, rows, 16 + 8 * large).astype(np.int64)
+    steps[steps == 255] = np.frombuffer(raw, np.int64, large, 16)
+    return np.cumsum(steps) - 2
+
+
+# ---------------------------------------------------------------- what is kept of a unit
+
+_NEVER = np.iinfo(np.int64).max
+"""A time that no row has."""
+_MOST_ARMS = 10_000
+_FEW = 0.05
+"""A share of the exposures: the rows of fewer are looked for, those of more are met by reading all."""
+
+
+def _rows_of(paths: Sequence[str], only: str | None = None) -> exp.Select:
+    """The rows of segments; ``only``: a table of the units that are wanted, whose rows then have their places too."""
+    listed = exp.Array(expressions=[exp.Literal.string(path) for path in paths])
+    named = "" if only is None else ", file_index, file_row_number"
+    query = sql(f"SELECT *{named} FROM read_parquet($files)", files=listed).tree
+    assert isinstance(query, exp.Select)
+    return query if only is None else query.where(fragment(f"coalesce({UNIT}, -1) IN (SELECT unit FROM {only})"))
+
+
+class _Part(View):
+    """A view over some segments of its prepared relation."""
+
+    @classmethod
+    def over(cls, view: View, paths: Sequence[str], only: str | None = None) -> View:
+        out = object.__new__(cls)
+        out.__dict__.update({k: v for k, v in view.__dict__.items() if k != "relation"})
+        out.own = replace(view.own, select=_rows_of(paths, only))
+        return out
+
+
+class _Numbered(_Part):
+    """The same, its unit being the number that it has there (-1 without an id)."""
+
+    def unit(self, entity: str) -> exp.Expr:
+        return fragment(f"coalesce({UNIT}, -1)")
+
+
+class Refresh:
+    """The exposures and folded values of one kind of unit, from the state as far as it holds them, else from the segments.
+
+    After ``count`` the tables that a run reads (``exposed_ENTITY``, and ``values_K`` of each scan) are there, and ``told`` says
+    how it went; ``keep`` stores the state. Nothing that it gives depends on how far there was a state.
+    """
+
+    def __init__(
+        self,
+        layout: Layout,
+        entity: str,
+        prepared: Mapping[str, Prepared],
+        folds: Mapping[str, tuple[tuple[fused.Fold, ...], Query]],
+        root: Path,
+        *,
+        full: bool,
+    ) -> None:
+        self.layout, self.entity = layout, entity
+        self._statements = Statements(layout)
+        assert isinstance(layout.catalog.engine, DuckDBEngine)
+        self._engine = layout.catalog.engine
+        self._exposures = [e for e in layout.exposures if e.entity == entity]
+        self._scans = [s for s in layout.scans if s.entity == entity]
+        views = [*(e.view for e in self._exposures), *(s.view for s in self._scans)]
+        self._prepared = {view.relation.key: prepared[view.relation.key] for view in views}
+        self._folds = {scan.table: folds[scan.table] for scan in self._scans}
+        self._count_of = {p.key: self._units_of(p) for p in self._prepared.values()}
+        self._store = Store(root, self._definition())
+        self._full = full
+        self._changed = np.zeros(0, bool)
+        self._fresh = False
+        self._why = "asked for" if full else "the first of its kind"
+        self.recounted = self.rows_read = 0
+        self._held = self._load()
+
+    # ---------------------------------------------------------------- what it is of
+
+    def _definition(self) -> str:
+        parts: list[object] = [VERSION, self.entity]
+        for exposure in self._exposures:
+            parts.append(self._exposure(exposure, (), None).query.render())
+            parts.append([self.layout.needs[x].experiment for x in exposure.experiments])
+        for scan in self._scans:
+            folds, query = self._folds[scan.table]
+            parts.append([repr(folds), query.render(), sorted(scan.users)])
+        for key, of in sorted(self._prepared.items()):
+            parts.append([key, of.entity, dict(of.columns), numbering(of)])
+        return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()
+
+    def _key(self, view: View) -> str:
+        return view.relation.key
+
+    def _segments(self, view: View) -> tuple[Segment, ...]:
+        return self._prepared[view.relation.key].segments
+
+    # ---------------------------------------------------------------- the run
+
+    def count(self) -> None:
+        held, facts = self._held, self._held.facts
+        self._before = held.rows
+        self._changed = np.zeros(held.rows, bool)
+        self._changes = {
+            key: compare(facts["segments"][key], {s.of: s.fingerprint for s in prepared.segments})
+            for key, prepared in self._prepared.items()
+        }
+        for exposure in self._exposures:
+            self._expose(exposure)
+        self._number()
+        for scan in self._scans:
+            self._fold(scan)
+        for key, of in self._prepared.items():
+            self._note_units(key, of)
+            facts["segments"][key] = {s.of: s.fingerprint for s in of.segments}
+
+    def _load(self) -> Held:
+        held: Held | None = None
+        if not self._full:
+            try:
+                held = self._store.load()
+            except Damaged as error:
+                self._why = f"the state was damaged ({error})"
+        if held is not None:
+            now = {key: {s.of: s.fingerprint for s in p.segments} for key, p in self._prepared.items()}
+            many = [
+                key
+                for key, segments in now.items()
+                if compare(held.facts["segments"][key], segments).rewritten > len(segments) / 2
+            ]
+            if many:
+                held, self._why = None, "more than half of the segments changed"
+        if held is not None:
+            return held
+        self._fresh = True
+        columns: dict[str, Any] = {"x": np.int16, "unit": np.int32, "t0": np.int64, "lo": np.int32, "hi": np.int32}
+        columns |= dict.fromkeys(("n", "no_time", "no_arm"), np.int64)
+        for scan in self._scans:
+            columns |= {f"{scan.table}_unit": np.int32, f"{scan.table}_t0": np.int64}
+        made = Held(0, {name: np.empty(0, kind) for name, kind in columns.items()})
+        for scan in self._scans:
+            made.columns[f"{scan.table}_cells"] = Accumulators.empty(self._folds[scan.table][0], 0).cells
+        made.facts = {"segments": {key: {} for key in self._prepared}, "arms": [], "units": {}, "looks": {}}
+        return made
+
+    # ---------------------------------------------------------------- exposures
+
+    def _exposure(self, exposure: Exposure, segments: Sequence[Segment], only: str | None) -> Step:
+        view = _Numbered.over(exposure.view, [s.path for s in segments], only)
+        return self._statements.exposure(replace(exposure, view=view))
+
+    def _expose(self, exposure: Exposure) -> None:
+        """Exposures of the segments that are new, merged; those of units in rewritten ones, counted anew."""
+        key = self._key(exposure.view)
+        change, segments = self._changes[key], self._segments(exposure.view)
+        new = {*change.added, *change.late}
+        places = _Places(self._held, exposure.experiments)
+        read = [s for s in segments if s.of in new]
+        if read:
+            self._merge(exposure, places, self._counted(exposure, read, None))
+        dirty = self._units_in(key, [*change.changed, *change.gone], change.changed)
+        if len(dirty):
+            for x in exposure.experiments:
+                rows = places.of(x, dirty)
+                rows = rows[rows >= 0]
+                self._touch(rows)
+                for name, empty in (("t0", _NEVER), ("lo", -1), ("hi", -1), ("n", 0), ("no_time", 0), ("no_arm", 0)):
+                    self._held.columns[name][rows] = empty
+            table = self._show(f"dirty_{exposure.table}", {"unit": dirty})
+            self._merge(exposure, places, self._counted(exposure, segments, table))
+
+    def _counted(self, exposure: Exposure, segments: Sequence[Segment], only: str | None) -> pa.Table:
+        if not segments:
+            return pa.table({})
+        step = self._exposure(exposure, segments, only)
+        return self._engine.fetch(step.query, step.name, exposure.view.name)
+
+    def _merge(self, exposure: Exposure, places: _Places, found: pa.Table) -> None:
+        if not found.num_rows:
+            return
+        held = self._held
+        x, unit = found["x"].to_numpy().astype(np.int16), found["unit"].to_numpy()
+        rows = np.full(len(x), -1, np.int64)
+        for one in exposure.experiments:
+            mine = np.flatnonzero(x == one)
+            rows[mine] = places.of(one, unit[mine])
+        new = np.flatnonzero(rows < 0)
+        first = held.rows
+        held.grow(len(new))
+        rows[new] = np.arange(first, held.rows)
+        for name, empty in self._blank().items():
+            held.columns[name][first : held.rows] = empty
+        for scan in self._scans:
+            held.columns[f"{scan.table}_cells"][first : held.rows] = Accumulators.empty(
+                self._folds[scan.table][0], 1
+            ).cells
+        held.columns["x"][rows[new]], held.columns["unit"][rows[new]] = x[new], unit[new]
+        for one in exposure.experiments:
+            mine = new[x[new] == one]
+            places.put(one, unit[mine], rows[mine])
+        self._touch(rows)
+        c = held.columns
+        t0 = pc.fill_null(found["t0"], _NEVER).to_numpy()
+        c["t0"][rows] = np.minimum(c["t0"][rows], t0)
+        for name in ("n", "no_time", "no_arm"):
+            c[name][rows] += found[name].to_numpy().astype(np.int64)
+        lo, hi = self._codes(found["lo"]), self._codes(found["hi"])
+        rank = self._ranks()
+        for name, code, lower in (("lo", lo, True), ("hi", hi, False)):
+            mine = c[name][rows]
+            better = rank[code] < rank[mine] if lower else rank[code] > rank[mine]
+            c[name][rows] = np.where((code >= 0) & ((mine < 0) | better), code, mine)
+
+    def _blank(self) -> dict[str, Any]:
+        out: dict[str, Any] = dict.fromkeys(self._held.columns, 0)
+        out |= {"t0": _NEVER, "lo": -1, "hi": -1}
+        for scan in self._scans:
+            out |= {f"{scan.table}_unit": -1, f"{scan.table}_t0": _NEVER}
+        return out
+
+    def _codes(self, arms: pa.ChunkedArray) -> np.ndarray:
+        """The number of each arm among ``facts['arms']``, -1 for NULL."""
+        known: list[str] = self._held.facts["arms"]
+        coded = arms.combine_chunks().dictionary_encode()
+        number = {arm: i for i, arm in enumerate(known)}
+        for arm in coded.dictionary.to_pylist():
+            if arm not in number:
+                number[arm] = len(known)
+                known.append(arm)
+        if len(known) > _MOST_ARMS:
+            raise DataError(f"has more than {_MOST_ARMS:,} arms", source=self._exposures[0].view.name)
+        table = np.array([*(number[arm] for arm in coded.dictionary.to_pylist()), -1], np.int32)
+        return table[pc.fill_null(coded.indices, len(table) - 1).to_numpy()]
+
+    def _ranks(self) -> np.ndarray:
+        """The place of each arm in the engine's order, which is that of their bytes; one more for the code -1."""
+        known: list[str] = self._held.facts["arms"]
+        out = np.zeros(len(known) + 1, np.int64)
+        out[sorted(range(len(known)), key=lambda i: known[i].encode())] = np.arange(len(known))
+        return out
+
+    def _touch(self, rows: np.ndarray) -> None:
+        """Before rows are written: that they are not as they were."""
+        if len(self._changed) < self._held.rows:
+            self._changed = np.concatenate([self._changed, np.ones(self._held.rows - len(self._changed), bool)])
+        self._changed[rows] = True
+
+    # ---------------------------------------------------------------- numbers
+
+    def _number(self) -> None:
+        """The number that each exposed unit has among those of the events: one join of the ids, of what is new in either."""
+        held = self._held
+        for scan in self._scans:
+            theirs = self._prepared[self._key(scan.view)]
+            for exposure in self._exposures:
+                ours = self._prepared[self._key(exposure.view)]
+                mine = np.flatnonzero(np.isin(held.column("x"), exposure.experiments) & (held.column("unit") >= 0))
+                name = f"{scan.table}_unit"
+                if ours.units == theirs.units:
+                    missing = mine[held.columns[name][mine] < 0]
+                    self._touch(missing)
+                    held.columns[name][missing] = held.columns["unit"][missing]
+                    continue
+                link = self._link(exposure, scan, ours, theirs)
+                missing = mine[held.columns[name][mine] < 0]
+                found = link[held.columns["unit"][missing]]
+                missing, found = missing[found >= 0], found[found >= 0]
+                self._touch(missing)
+                held.columns[name][missing] = found
+
+    def _link(self, exposure: Exposure, scan: Scan, ours: Prepared, theirs: Prepared) -> np.ndarray:
+        """Our unit's number -> theirs, -1 where they have it not."""
+        held, name = self._held, f"link {exposure.table} {scan.table}"
+        counts = [self._count_of[p.key] for p in (ours, theirs)]
+        same = all(held.facts["units"].get(p.key) == n for p, n in zip((ours, theirs), counts, strict=True))
+        if same and name in held.parts:
+            return held.parts[name].read()
+        link = np.full(counts[0], -1, np.int32)
+        known = [held.facts["units"].get(p.key, 0) if name in held.parts else 0 for p in (ours, theirs)]
+        if name in held.parts:
+            old = held.parts[name].read()
+            link[: len(old)] = old
+        wanted = [fragment(f"a.{UNIT} >= $n", n=known[0])]
+        if known[0]:
+            wanted.append(fragment(f"a.{UNIT} < $a AND b.{UNIT} >= $b", a=known[0], b=known[1]))
+        for condition in wanted:
+            found = self._engine.fetch(
+                sql(
+                    f"SELECT a.{UNIT} AS ours, b.{UNIT} AS theirs FROM read_parquet($a) AS a JOIN read_parquet($b) AS b"
+                    f" ON {self._cast('a')} = {self._cast('b')} WHERE $wanted",
+                    a=ours.units,
+                    b=theirs.units,
+                    wanted=condition,
+                ),
+                "number the units",
+            )
+            link[found["ours"].to_numpy()] = found["theirs"].to_numpy()
+        held.parts[name] = Array(link)
+        return link
+
+    def _cast(self, alias: str) -> str:
+        return f"CAST({alias}.unit AS BIGINT)" if self.layout.key_type(self.entity) == "BIGINT" else f"{alias}.unit"
+
+    def _units_of(self, prepared: Prepared) -> int:
+        found = self._engine.row(
+            sql(f"SELECT coalesce(max({UNIT}) + 1, 0) AS n FROM read_parquet($units)", units=prepared.units),
+            "count the units",
+        )
+        return int(found["n"])
+
+    def _note_units(self, key: str, prepared: Prepared) -> None:
+        """Which units each new segment has rows of: what is to be counted anew should it change."""
+        held = self._held
+        held.facts["units"][key] = self._count_of[key]
+        change = self._changes[key]
+        for of in (*change.changed, *change.gone):
+            held.parts.pop(f"units {key} {of}", None)
+        new = {*change.added, *change.late, *change.changed}
+        for segment in prepared.segments:
+            if segment.of in new:
+                held.parts[f"units {key} {segment.of}"] = Array(pack(self._units_now(segment)))
+
+    def _units_now(self, segment: Segment) -> np.ndarray:
+        query = sql(
+            f"SELECT DISTINCT coalesce({UNIT}, -1) AS unit FROM read_parquet($path)",
+            path=segment.path,
+        )
+        found = self._engine.fetch(query, "units of a segment")["unit"].to_numpy()
+        return np.sort(found)
+
+    def _units_in(self, key: str, old: Iterable[str], now: Iterable[str]) -> np.ndarray:
+        """The units with rows in segments as they were when they were folded, or (``now``) as they are."""
+        wanted = set(now)
+        found = [unpack(self._held.parts[f"units {key} {of}"].read()) for of in old]
+        found += [self._units_now(s) for s in self._prepared[key].segments if s.of in wanted]
+        return np.unique(np.concatenate(found)) if found else np.empty(0, np.int64)
+
+    # ---------------------------------------------------------------- values
+
+    def _fold(self, scan: Scan) -> None:
+        """Values on top of those held where a unit's rows are only more; of all segments for the others."""
+        held, key, table = self._held, self._key(scan.view), scan.table
+        change, segments = self._changes[key], self._segments(scan.view)
+        c = {name: held.column(name) for name in held.columns}
+        number, at, cells = c[f"{table}_unit"], c[f"{table}_t0"], c[f"{table}_cells"]
+        enters = self._enters(c) & np.isin(c["x"], sorted(scan.users))
+        anew = enters & (at != c["t0"])
+        dirty = self._units_in(key, [*change.changed, *change.gone], [*change.changed, *change.late])
+        if len(dirty):
+            found = np.zeros(self._count_of[key] + 1, bool)
+            found[dirty[dirty >= 0]] = True  # one more, for the units that no segment has
+            anew |= enters & found[number]
+        dropped = (at != _NEVER) & ~enters
+        folds, projection = self._folds[table]
+        rows = np.flatnonzero(anew | dropped)
+        self._touch(rows)
+        at[rows] = np.where(anew[rows], c["t0"][rows], _NEVER)
+        cells[rows] = Accumulators.empty(folds, 1).cells
+        self.recounted += int(anew.sum())
+        added = set(change.added)
+        back = min(f.low or 0 for f in folds)
+        reach = None if any(f.high is None for f in folds) else max(f.high or 0 for f in folds)
+        rows = np.flatnonzero(anew & (number >= 0))
+        if len(rows):
+            first, last = int(c["t0"][rows].min()) + back, None if reach is None else int(c["t0"][rows].max()) + reach
+            earlier = [s for s in segments if s.of not in added and fused.reaches(s, first, last)]
+            many = len(rows) > _FEW * len(anew)
+            only = None if many else self._show(f"anew_{table}", {"unit": np.unique(number[rows])})
+            self._walk(scan, projection, earlier, rows, only)
+        new = [s for s in segments if s.of in added]
+        if self._fresh:
+            self._walk(scan, projection, new, np.flatnonzero(enters & (number >= 0)), None)
+            return
+        places = _Places(held, sorted(scan.users), f"{table}_unit", enters) if new else None
+        for segment in new:
+            # only the units that it has rows of, where their windows reach it
+            units = self._units_now(segment)
+            assert places is not None
+            rows = np.concatenate([places.of(x, units) for x in places.experiments])
+            rows = rows[rows >= 0]
+            t0 = c["t0"][rows]
+            if segment.first_us is not None and segment.last_us is not None:
+                near = segment.last_us >= t0 + back
+                rows = rows[near if reach is None else near & (segment.first_us < t0 + reach)]
+                self._touch(rows)
+                self._walk(scan, projection, [segment], rows, None)
+
+    def _walk(
+        self, scan: Scan, projection: Query, segments: Sequence[Segment], rows: np.ndarray, only: str | None
+    ) -> None:
+        """Add the rows of segments to the values of some exposures, one after another. ``only``: a table of their units."""
+        if not segments or not len(rows):
+            return
+        c = self._held.columns
+        table, what = scan.table, f"values of {scan.view.name}"
+        number, t0 = c[f"{table}_unit"][rows], c["t0"][rows]
+        x = c["x"][rows].astype(np.int64)
+        exposures = fused.Exposures(rows, number.astype(np.int64), x, t0, {}).sorted()
+        walk = fused.Walk(exposures, self._folds[table][0])
+        batches: Iterable[pa.RecordBatch]
+        paths = [s.path for s in segments]
+        if only is None:
+            batches = self._engine.stream(fused.over(projection, paths), what, scan.view.name)
+        else:
+            batches = self._few(projection, paths, only, what, scan.view.name)
+        for batch in batches:
+            self.rows_read += batch.num_rows
+            walk.add(batch, c[f"{table}_cells"], exposures.uid)
+        if walk.restarts >= len(segments):
+            raise DataError(
+                "its prepared copy is not in order; make it anew (payoff prepare --drop)", source=scan.view.name
+            )
+
+    def _few(
+        self, projection: Query, paths: Sequence[str], only: str, what: str, source: str
+    ) -> Iterator[pa.RecordBatch]:
+        """The rows of few units, in the order of the segments and of their files."""
+        tree = projection.tree.copy().with_("prepared_rows", as_=_rows_of(paths, only))
+        assert isinstance(tree, exp.Select)
+        tree = tree.select(column("file_index"), column(_PLACE))
+        found = self._engine.fetch(Query(tree), what, source)
+        order = np.lexsort((found[_PLACE].to_numpy(), found["file_index"].to_numpy()))
+        yield from found.drop_columns(["file_index", _PLACE]).take(order).combine_chunks().to_batches()
+
+    @staticmethod
+    def _enters(c: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Is it a unit with a time and one arm?"""
+        one: np.ndarray = (c["n"] > 0) & (c["unit"] >= 0) & (c["lo"] == c["hi"]) & (c["lo"] >= 0) & (c["t0"] != _NEVER)
+        return one
+
+    # ---------------------------------------------------------------- what comes out
+
+    def summed(self, view: View, query: Callable[[View], Query], what: str) -> dict[str, Any] | None:
+        """The row of a statement of counts, and of earliest and latest times, over a whole source: each segment is asked once.
+
+        None where the source is not among those that are refreshed.
+        """
+        prepared = self._prepared.get(self._key(view))
+        if prepared is None:
+            return None
+        mark = hashlib.sha256(f"{view.name} {query(_Part.over(view, ())).render()}".encode()).hexdigest()[:16]
+        held: dict[str, Any] = self._held.facts["looks"].get(mark, {})
+        now: dict[str, Any] = {}
+        for s in prepared.segments:
+            known = held.get(s.of)
+            if known is None or known[0] != s.fingerprint:
+                known = [s.fingerprint, self._engine.row(query(_Part.over(view, [s.path])), what, view.name)]
+            now[s.of] = known
+        self._held.facts["looks"][mark] = now
+        rows = [row for _, row in now.values()]
+        out: dict[str, Any] = {}
+        for name in rows[0]:
+            values = [row[name] for row in rows if row[name] is not None]
+            total = min if name == "first_us" else max if name == "last_us" else sum
+            out[name] = total(values) if values else None
+        return out
+
+    def steps(self) -> list[Step]:
+        """What the figures are counted of, over all segments; the first one says how far that was done before."""
+        out = []
+        for exposure in self._exposures:
+            step = self._exposure(exposure, self._segments(exposure.view), None)
+            out.append(replace(step, purpose=f"{step.purpose} ({self.told})"))
+        for scan in self._scans:
+            tree = self._folds[scan.table][1].tree.copy()
+            base = _rows_of([s.path for s in self._segments(scan.view)])
+            step = self._statements.scan(scan, None, None)
+            purpose = "rows to be folded into one row a unit, outside SQL, one after another in this order"
+            out.append(replace(step, purpose=purpose, query=Query(tree.with_("prepared_rows", as_=base))))
+        return out
+
+    @property
+    def experiments(self) -> list[int]:
+        return [x for exposure in self._exposures for x in exposure.experiments]
+
+    def counts(self, x: int) -> tuple[dict[str, Any], dict[str, int]]:
+        """Of an experiment: rows and units that have to be told of, and units by arm."""
+        c = {name: self._held.column(name) for name in ("x", "unit", "t0", "lo", "hi", "n", "no_time", "no_arm")}
+        mine = np.flatnonzero((c["x"] == x) & (c["n"] > 0))
+        c = {name: values[mine] for name, values in c.items()}
+        known = c["unit"] >= 0
+        times = c["t0"][known & (c["t0"] != _NEVER)]
+        counted: dict[str, Any] = {
+            "n": int(c["n"].sum()),
+            "no_id": int(c["n"][~known].sum()),
+            "no_time": int(c["no_time"].sum()),
+            "no_arm": int(c["no_arm"].sum()),
+            "several": int((known & (c["lo"] != c["hi"])).sum()),
+            "first_us": int(times.min()) if len(times) else None,
+            "last_us": int(times.max()) if len(times) else None,
+        }
+        one = self._enters(c)
+        arms: list[str] = self._held.facts["arms"]
+        found = np.bincount(c["lo"][one], minlength=len(arms))
+        named = sorted((arm.encode(), arm, int(n)) for arm, n in zip(arms, found, strict=True) if n)
+        return counted, {arm: n for _, arm, n in named}
+
+    def show(self) -> None:
+        """The tables that statements read: ``exposed_ENTITY`` and the values of each scan."""
+        c = {name: self._held.column(name) for name in self._held.columns}
+        arms: list[str] = self._held.facts["arms"]
+        enters = self._enters(c)
+        for exposure in self._exposures:
+            for x in exposure.experiments:
+                declared = self.layout.needs[x].arms
+                if declared:
+                    known = np.array([arm in declared for arm in arms] or [False])
+                    enters &= (c["x"] != x) | known[c["lo"]]
+        rows = np.flatnonzero(enters)
+        coded = pa.DictionaryArray.from_arrays(pa.array(c["lo"][rows]), pa.array(arms, pa.string()))
+        exposed = {"uid": rows, "x": c["x"][rows], "arm": coded, "t0": c["t0"][rows]}
+        name = f"exposed_{self.entity}"
+        if self._ids_are_read():
+            parts = {**exposed, "number": c["unit"][rows]}
+            shown = self._show(f"numbered_{self.entity}", parts)
+            branches = [
+                sql(
+                    f"SELECT r.uid, r.x, r.arm, r.t0, $unit AS unit FROM {shown} AS r JOIN read_parquet($units) AS u"
+                    f" ON u.{UNIT} = r.number WHERE r.x IN $xs",
+                    unit=fragment(self._cast("u")),
+                    units=self._prepared[self._key(e.view)].units,
+                    xs=exp.Tuple(expressions=[exp.convert(x) for x in e.experiments]),
+                ).tree
+                for e in self._exposures
+            ]
+            union = branches[0]
+            for branch in branches[1:]:
+                union = exp.union(union, branch, distinct=False)
+            self._engine.keep(name, Query(union), f"number the {self.entity}s")
+        else:
+            self._show(name, exposed)
+        for scan in self._scans:
+            folds = self._folds[scan.table][0]
+            values = Accumulators(folds, c[f"{scan.table}_cells"])
+            table: dict[str, Any] = {"uid": np.arange(self._held.rows)}
+            table |= {fold.name: values.column(fold) for fold in folds}
+            self._show(scan.table, table)
+
+    def _ids_are_read(self) -> bool:
+        layout = self.layout
+        beside = any(need.beside for need in layout.needs if need.entity == self.entity)
+        entities = [read.entity for read in layout.lookups] + [read.entity for read in layout.rows]
+        return beside or self.entity in entities
+
+    def _show(self, name: str, columns: Mapping[str, Any]) -> str:
+        self._engine.show(name, pa.table(dict(columns)))
+        return name
+
+    def keep(self) -> None:
+        """Store the state. Raises OSError; the last one then stays."""
+        with self._store.lock() as mine:
+            if mine:
+                self._store.save(self._held, None if self._fresh else np.flatnonzero(self._changed[: self._before]))
+
+    @property
+    def told(self) -> str:
+        """How it went, in a sentence."""
+        segments = sum(len(p.segments) for p in self._prepared.values())
+        if self._fresh:
+            return f"full: {self._why}; {segments:,} segments read"
+        new = sum(len(c.added) + len(c.late) + len(c.changed) for c in self._changes.values())
+        return f"refresh: {new:,} new segments of {segments:,}; {self.recounted:,} units recomputed"
+
+
+class _Places:
+    """Where in the columns the row of an experiment's unit is."""
+
+    def __init__(
+        self, held: Held, experiments: Sequence[int], number: str = "unit", among: np.ndarray | None = None
+    ) -> None:
+        self.experiments = list(experiments)
+        self._at: dict[int, np.ndarray] = {}
+        x, unit = held.column("x"), held.column(number)
+        for one in experiments:
+            rows = np.flatnonzero(x == one if among is None else (x == one) & among)
+            if number != "unit":
+                rows = rows[unit[rows] >= 0]
+            self._at[one] = np.full(int(unit[rows].max()) + 2 if len(rows) else 1, -1, np.int32)
+            self._at[one][unit[rows] + 1] = rows  # one more: those without an id are number -1
+
+    def of(self, x: int, unit: np.ndarray) -> np.ndarray:
+        """Rows, -1 where there is none."""
+        at = self._at[x]
+        inside = unit + 1 < len(at)
+        if inside.all():
+            return at[unit + 1]
+        out = np.full(len(unit), -1, at.dtype)
+        out[inside] = at[unit[inside] + 1]
+        return out
+
+    def put(self, x: int, unit: np.ndarray, rows: np.ndarray) -> None:
+        if not len(unit):
+            return
+        most = int(unit.max()) + 2
+        if most > len(self._at[x]):
+            larger = np.full(int(most * 1.2), -1, np.int32)
+            larger[: len(self._at[x])] = self._at[x]
+            self._at[x] = larger
+        self._at[x][unit + 1] = rows
+
+
+# ---------------------------------------------------------------- what can be refreshed
+
+
+def home(root: Path) -> Path:
+    """Where a project's states are."""
+    return root / ".payoff" / "state"
+
+
+def begin(layout: Layout, entity: str, *, full: bool) -> Refresh | str:
+    """The refresh of an arranged layout's units of one kind, or why all of it is read instead."""
+    if not layout.catalog.prepared:
+        return "nothing is prepared"
+    if not fused.available():
+        return "numba is not installed"
+    reason = _unfit(layout, entity)
+    if reason is not None:
+        return reason
+    found: dict[str, Prepared] = {}
+    for view in _views(layout, entity):
+        of = prepared.of(layout.catalog, view, entity)
+        if of is None:
+            return f"of '{view.name}' {prepared.why_not(layout.catalog, view, entity)}"
+        found[view.relation.key] = of
+    folds = {scan.table: fused.folds_of(layout, scan) for scan in layout.scans if scan.entity == entity}
+    known = {table: made for table, made in folds.items() if made is not None}
+    if len(known) < len(folds):
+        return "there are too many conditions"
+    return Refresh(layout, entity, found, known, home(layout.catalog.root), full=full)
+
+
+def _unfit(layout: Layout, entity: str) -> str | None:
+    """What has no incremental form, in a clause."""
+    for need in layout.needs:
+        if need.entity != entity:
+            continue
+        has = {"a trigger": need.trigger, "a cluster": need.cluster, "a period": need.period_us}
+        for what, value in has.items():
+            if value is not None:
+                return f"{need.experiment} has {what}"
+    for exposure in layout.exposures:
+        if exposure.entity != entity:
+            continue
+        name = exposure.view.name
+        if exposure.view.clock is None or exposure.view.source.one_row_per is not None:
+            return f"'{name}' has one row a unit, or no time"
+        if exposure.known:
+            return f"an attribute is recorded in '{name}', with the exposures"
+        if exposure.with_ids:
+            return f"rows are linked to those of '{name}'"
+    for scan in layout.scans:
+        if scan.entity != entity:
+            continue
+        if scan.view.clock is None:
+            return f"'{scan.view.name}' has no time"
+        if scan.stage != 0 or any(f.measure.after is not None or f.measure.fold == "first" for f in scan.columns):
+            return f"a window over '{scan.view.name}' opens at an event"
+        if any(f.only is not None for f in scan.columns):
+            return f"rows of '{scan.view.name}' are linked to exposures"
+    for view in _views(layout, entity):
+        if view.source.sessions is not None:
+            return f"'{view.name}' is made of sessions"
+        if entity in view.joined:
+            return f"the ids of '{entity}' are joined by an identity"
+        if {"file_index", _PLACE} & view.own.columns.keys():
+            return f"'{view.name}' has a column file_index or {_PLACE}"
+    if layout.key_type(entity) == "VARCHAR":
+        return f"'{entity}' has ids of several types"
+    return None
+
+
+def _views(layout: Layout, entity: str) -> list[View]:
+    """What is refreshed: where exposures are, and what is folded."""
+    exposures = [e.view for e in layout.exposures if e.entity == entity]
+    return exposures + [scan.view for scan in layout.scans if scan.entity == entity]
+
+
+def numbering(prepared: Prepared) -> str:
+    """What the numbers of a layout's units are of: they are the same as long as this is."""
+    return getattr(prepared, "numbering", "")
