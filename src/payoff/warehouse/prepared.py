@@ -218,6 +218,10 @@ def prepare(catalog: Catalog, sources: Sequence[str], progress: Progress | None 
                 reports.append(_Making(catalog, key, tuple(names), view, entity, progress).report())
             except (DataError, ExpressionError) as error:
                 reports.append(Report(key, tuple(names), entity, "refused", str(error)))
+            except OSError as error:
+                raise ConnectionFailed(
+                    f"the copy of {key} could not be written below {_home(catalog.root)}: {error.strerror or error}"
+                ) from error
     return reports
 
 
@@ -480,7 +484,7 @@ class _Making:
         written = [probe, units, *(self.folder / p.name for p in named)]
         files = sorted({self._path(p.file) for p in build if p.file is not None})
         try:
-            with self._writer(written, [self.folder / kept.units] if kept.units else []) as engine:
+            with self._writer(written, [self.folder / n for n in kept.names() if n]) as engine:
                 self._hold_exactly(engine, probe)
                 if self.stored.text:  # parsed once, and not for its units and again for each segment
                     what = f"prepare {name}: read"
