@@ -6,13 +6,20 @@ taken back, and what comes out is always the same to the last bit.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Self
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Any, Self, cast
 
 import numpy as np
 
 from payoff.estimate import FloatArray
 from payoff.stats.moments import Moments
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Longs = NDArray[np.int64]
 
 _BITS = 21
 """Bits of a limb."""
@@ -20,10 +27,10 @@ _ROWS = 2048
 """Rows of a block: a product of two limbs is below 2**42, and 2048 of them add up to 2**53 at most, which a double holds exactly."""
 _LOWEST = -52
 """The limb that holds the last bit of the smallest double, 2**-1074."""
+_FACTORS = 48
+"""Limbs up to whose power of two, and down to its inverse, the factor is itself a double."""
 _FLUSH = 1000
 """Blocks after which the integers that hold sums of blocks (64 bits) are emptied into unbounded ones."""
-_TOGETHER = 32
-"""Columns whose products are worked out together, though only those of one family are asked for."""
 
 
 class ExactMoments:
@@ -41,14 +48,13 @@ class ExactMoments:
     def __init__(self, k: int, families: Sequence[Sequence[int]] | None = None) -> None:
         self.k = k
         self.families = tuple(tuple(f) for f in (families if families is not None else [range(k)]))
-        self._bins = _packed(self.families)
         self._pairs = sorted({(min(a, b), max(a, b)) for f in self.families for a in f for b in f})
         self._count: dict[int, list[int]] = {}
         self._sum: dict[int, list[int]] = {}
         self._product: dict[int, dict[tuple[int, int], int]] = {}
         self._range: list[tuple[int, int] | None] = [None] * k
-        self._limbs: list[tuple[int, int]] = []
-        self._pending: dict[int, tuple[np.ndarray, list[np.ndarray]]] = {}
+        self._cuts = _Cuts.of(self._range, self._pairs)
+        self._pending: dict[int, tuple[Longs, Longs]] = {}
         self._blocks = 0
 
     # ---------------------------------------------------------------- adding
@@ -90,10 +96,21 @@ class ExactMoments:
         if not np.isfinite(highest).all():
             raise ValueError("a value is infinite, so there is no sum")
         tops = (np.frexp(highest)[1] - 1) // _BITS
-        for c in np.flatnonzero(highest):
-            self._reach(int(c), int(tops[c]), int(tops[c]))
-        for low in range(0, table.shape[1], _ROWS):
-            self._add_block(group, table[:, low : low + _ROWS])
+        for top in np.flatnonzero(highest).tolist():
+            self._reach(top, int(tops[top]), int(tops[top]))
+        done, rows = 0, table.shape[1]
+        while done < rows:
+            if self._blocks >= _FLUSH:
+                self._flush()
+            if group not in self._pending:
+                self._pending[group] = self._cuts.zeros()
+            upto = min(rows, done + (_FLUSH - self._blocks) * _ROWS)
+            read, short = self._cuts.add(table[:, done:upto], *self._pending[group])
+            self._blocks += -(-read // _ROWS)
+            done += read
+            if short >= 0:  # this column has bits below its lowest limb
+                low, high = self._range[short] or (0, 0)
+                self._reach(short, low - 1, high)
 
     def _reach(self, column: int, low: int, high: int) -> None:
         """See to it that a column's limbs go from ``low`` to ``high`` at least."""
@@ -102,66 +119,18 @@ class ExactMoments:
         if wanted != now:
             self._flush()
             self._range[column] = wanted
-            self._limbs = [(c, j) for c, r in enumerate(self._range) if r is not None for j in range(r[1], r[0] - 1, -1)]
-
-    def _add_block(self, group: int, block: FloatArray) -> None:
-        while (cut := self._cut(block)) is None:
-            pass
-        if group not in self._pending:
-            self._pending[group] = (
-                np.zeros(len(self._limbs), np.int64),
-                [np.zeros((n := len(self._slots(b)), n), np.int64) for b in self._bins],
-            )
-        sums, products = self._pending[group]
-        sums += cut.sum(axis=1).astype(np.int64)
-        for b, total in zip(self._bins, products, strict=True):
-            mine = cut if len(self._bins) == 1 else cut[self._slots(b)]
-            total += (mine @ mine.T).astype(np.int64)
-        self._blocks += 1
-        if self._blocks >= _FLUSH:
-            self._flush()
-
-    def _slots(self, columns: Sequence[int]) -> list[int]:
-        return [i for i, (c, _) in enumerate(self._limbs) if c in columns]
-
-    def _cut(self, block: FloatArray) -> FloatArray | None:
-        """The limbs of a block, shape (limbs, rows); None where they did not reach far enough down, and now do."""
-        out = np.empty((len(self._limbs), block.shape[1]))
-        slot, short = 0, []
-        for c, reach in enumerate(self._range):
-            if reach is None:
-                continue
-            left = block[c]
-            for j in range(reach[1], reach[0] - 1, -1):
-                part = np.trunc(_scaled(left, -j), out=out[slot])
-                left = left - _scaled(part, j)
-                slot += 1
-            if left.any():
-                short.append(c)
-        for c in short:
-            low, high = self._range[c] or (0, 0)
-            self._reach(c, low - 1, high)
-        return None if short else out
+            self._cuts = _Cuts.of(self._range, self._pairs)
 
     def _flush(self) -> None:
         """Empty the sums of blocks into the unbounded integers, in units of the lowest limb (squared, for products)."""
-        own: list[list[tuple[int, int]]] = [[] for _ in range(self.k)]
+        cuts = self._cuts
         for group, (sums, products) in self._pending.items():
-            total = self._sum.setdefault(group, [0] * self.k)
-            for i, (c, j) in enumerate(self._limbs):
-                total[c] += int(sums[i]) << (_BITS * (j - _LOWEST))
-            found = self._product.setdefault(group, {})
-            for b, matrix in zip(self._bins, products, strict=True):
-                cells = matrix.tolist()
-                for c in b:
-                    own[c] = []
-                for at, slot in enumerate(self._slots(b)):
-                    own[self._limbs[slot][0]].append((at, self._limbs[slot][1]))
-                for a, c in self._pairs:
-                    if a in b and c in b:
-                        found[a, c] = found.get((a, c), 0) + sum(
-                            cells[s][t] << (_BITS * (i + j - 2 * _LOWEST)) for s, i in own[a] for t, j in own[c]
-                        )
+            total, found = self._sum.setdefault(group, [0] * self.k), self._product.setdefault(group, {})
+            for c, j, value in zip(cuts.column.tolist(), cuts.limb.tolist(), sums.tolist(), strict=True):
+                total[c] += value << (_BITS * (j - _LOWEST))
+            for (pair, scale), value in zip(cuts.meaning, products.tolist(), strict=True):
+                if value:
+                    found[pair] = found.get(pair, 0) + (value << (_BITS * (scale - 2 * _LOWEST)))
         self._pending, self._blocks = {}, 0
 
     # ---------------------------------------------------------------- the group
@@ -191,6 +160,29 @@ class ExactMoments:
             for pair, value in other._product[group].items():
                 products[pair] = products.get(pair, 0) + sign * value
         return self
+
+    def to_dict(self) -> dict[str, Any]:
+        """The exact sums as what JSON can hold: whole numbers of any length as hexadecimal text."""
+        self._flush()
+        return {
+            str(group): {
+                "count": counts,
+                "sum": [hex(v) for v in self._sum.get(group, [0] * self.k)],
+                "product": [hex(self._product.get(group, {}).get(pair, 0)) for pair in self._pairs],
+            }
+            for group, counts in self._count.items()
+        }
+
+    @classmethod
+    def from_dict(cls, k: int, families: Sequence[Sequence[int]], told: Mapping[str, Any]) -> Self:
+        """The sums that ``to_dict`` told of, of the same columns and families."""
+        out = cls(k, families)
+        for name, held in told.items():
+            group = int(name)
+            out._count[group] = [int(n) for n in held["count"]]
+            out._sum[group] = [int(v, 16) for v in held["sum"]]
+            out._product[group] = {p: int(v, 16) for p, v in zip(out._pairs, held["product"], strict=True)}
+        return out
 
     @property
     def groups(self) -> list[int]:
@@ -229,21 +221,110 @@ class ExactMoments:
         return Moments(n, mean, cov)
 
 
+@dataclass(frozen=True)
+class _Cuts:
+    """Which limbs columns are cut into: limb i is number ``limb[i]`` of ``column[i]``, the highest of a column first.
+
+    ``left`` and ``right`` are the pairs of limbs that are multiplied, ``meaning`` for each the pair of columns and the power that
+    it counts for.
+    """
+
+    column: Longs
+    limb: Longs
+    left: Longs
+    right: Longs
+    meaning: tuple[tuple[tuple[int, int], int], ...]
+
+    @classmethod
+    def of(cls, ranges: Sequence[tuple[int, int] | None], pairs: Sequence[tuple[int, int]]) -> _Cuts:
+        limbs = [(c, j) for c, r in enumerate(ranges) if r is not None for j in range(r[1], r[0] - 1, -1)]
+        own: list[list[int]] = [[] for _ in ranges]
+        for i, (c, _) in enumerate(limbs):
+            own[c].append(i)
+        crossed = [(i, j, (a, b)) for a, b in pairs for i in own[a] for j in own[b]]
+        column, limb = (np.array([x[k] for x in limbs], np.int64) for k in (0, 1))
+        left, right = (np.array([x[k] for x in crossed], np.int64) for k in (0, 1))
+        return cls(column, limb, left, right, tuple((pair, limbs[i][1] + limbs[j][1]) for i, j, pair in crossed))
+
+    def zeros(self) -> tuple[Longs, Longs]:
+        return np.zeros(len(self.column), np.int64), np.zeros(len(self.left), np.int64)
+
+    def add(self, table: FloatArray, sums: Longs, products: Longs) -> tuple[int, int]:
+        """Add rows (columns of ``table``), a block at a time. Returns how many, and the column whose limbs did not reach, or -1."""
+        fast = compiled()
+        if fast is not None and max(map(abs, self.limb.tolist()), default=0) < _FACTORS:
+            read, short = fast(table, self.column, self.limb, self.left, self.right, sums, products)
+            return int(read), int(short)
+        for low in range(0, table.shape[1], _ROWS):
+            block = table[:, low : low + _ROWS]
+            cut = np.empty((len(self.column), block.shape[1]))
+            for i, (c, j) in enumerate(zip(self.column.tolist(), self.limb.tolist(), strict=True)):
+                if i == 0 or self.column[i - 1] != c:
+                    rest = block[c]
+                part = np.trunc(_scaled(rest, -j), out=cut[i])
+                rest = rest - _scaled(part, j)
+                if (i + 1 == len(cut) or self.column[i + 1] != c) and rest.any():
+                    return low, c
+            sums += cut.sum(axis=1).astype(np.int64)
+            products += (cut @ cut.T)[self.left, self.right].astype(np.int64)
+        return table.shape[1], -1
+
+
 def _scaled(values: FloatArray, limbs: int) -> FloatArray:
     """``values`` times 2**(21 x limbs), without rounding."""
-    if abs(limbs) < 48:
+    if abs(limbs) < _FACTORS:
         return values * 2.0 ** (_BITS * limbs) if limbs else values
     return np.ldexp(values, _BITS * limbs)  # the factor itself is no double
 
 
-def _packed(families: Sequence[Sequence[int]]) -> list[tuple[int, ...]]:
-    """Families put together into sets of columns of a size at which one matrix product is quickest."""
-    bins: list[set[int]] = []
-    for family in families:
-        for held in bins:
-            if len(held | set(family)) <= _TOGETHER or set(family) <= held:
-                held.update(family)
-                break
-        else:
-            bins.append(set(family))
-    return [tuple(sorted(b)) for b in bins]
+@cache
+def compiled() -> Callable[..., tuple[int, int]] | None:
+    """The same loop as machine code, where numba is installed; what is exact is the same by whatever means."""
+    try:
+        import numba
+    except ImportError:
+        return None
+    # whole numbers that are not rounded may be added in any order
+    options: dict[str, Any] = {"nogil": True, "fastmath": {"reassoc", "contract"}}
+    try:
+        return cast(Callable[..., tuple[int, int]], numba.njit(cache=True, **options)(_add_blocks))
+    except RuntimeError:  # there is no folder to keep it in
+        return cast(Callable[..., tuple[int, int]], numba.njit(**options)(_add_blocks))
+
+
+def _add_blocks(
+    table: FloatArray, column: Longs, limb: Longs, left: Longs, right: Longs, sums: Longs, products: Longs
+) -> tuple[int, int]:
+    """``_Cuts.add`` as plain Python that numba compiles."""
+    rows, limbs = table.shape[1], len(column)
+    cut = np.empty((limbs, _ROWS))
+    rest = np.empty(_ROWS)
+    for low in range(0, rows, _ROWS):
+        n = min(_ROWS, rows - low)
+        for i in range(limbs):
+            c = column[i]
+            down, up = 2.0 ** (-_BITS * limb[i]), 2.0 ** (_BITS * limb[i])
+            mine = cut[i]
+            if i == 0 or column[i - 1] != c:
+                rest[:n] = table[c, low : low + n]
+            left_over = 0.0
+            for r in range(n):
+                part = np.trunc(rest[r] * down)
+                mine[r] = part
+                rest[r] -= part * up
+                left_over += abs(rest[r])
+            if left_over != 0.0 and (i + 1 == limbs or column[i + 1] != c):
+                return low, c
+        for i in range(limbs):
+            total = 0.0
+            mine = cut[i]
+            for r in range(n):
+                total += mine[r]
+            sums[i] += np.int64(total)
+        for p in range(len(left)):
+            one, other = cut[left[p]], cut[right[p]]
+            total = 0.0
+            for r in range(n):
+                total += one[r] * other[r]
+            products[p] += np.int64(total)
+    return rows, -1

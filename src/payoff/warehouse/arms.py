@@ -95,7 +95,7 @@ class ArmsReader:
 
     def _scanned(self, scan: Scan, low: exp.Expr | None, high: exp.Expr | None) -> Step:
         step = self._statements.scan(scan, low, high)
-        return self._passes[scan.table].step(step) if scan.table in self._passes else step
+        return self._passes[scan.table].step(step) if scan.table in self._passes else step.keeping(scan.table)
 
     def plan(self) -> list[Step]:
         """The statements in order, with what only the data can tell left as $parameters. Reads no rows.
@@ -109,19 +109,20 @@ class ArmsReader:
         steps = list(self.steps)
         for view in layout.unique_views():
             steps += [step for step in (statements.profile(view), statements.ids(view)) if step is not None]
-        steps += [statements.exposure(exposure) for exposure in layout.exposures]
+        steps += [statements.exposure(exposure).keeping(exposure.table) for exposure in layout.exposures]
         low, high = placeholder("first_exposure"), placeholder("last_exposure_and_window")
         for entity in layout.entities():
             stages = statements.stages(entity)
-            steps.append(statements.assigned(entity))
+            steps.append(statements.assigned(entity).keeping(stages[0]))
             steps += [self._scanned(s, low, high) for s in layout.scans if s.stage < 0 and s.entity == entity]
-            steps += [statements.triggered(entity)] if self._has_triggers(entity) else []
+            steps += [statements.triggered(entity).keeping(stages[1])] if self._has_triggers(entity) else []
             if self._has_clusters(entity):
-                steps += [statements.mixed_clusters(entity), statements.clustered(entity)]
+                steps.append(statements.mixed_clusters(entity).keeping(f"mixed_{entity}"))
+                steps.append(statements.clustered(entity).keeping(stages[-1]))
             assert stages[-1] == f"exposed_{entity}"
         steps += [self._scanned(scan, low, high) for scan in layout.scans if scan.stage >= 0]
-        steps += [statements.rows(rows, low, high) for rows in layout.rows]
-        steps += [statements.lookup(lookup) for lookup in layout.lookups]
+        steps += [statements.rows(rows, low, high).keeping(rows.table) for rows in layout.rows]
+        steps += [statements.lookup(lookup).keeping(lookup.table) for lookup in layout.lookups]
         for x, need in enumerate(layout.needs):
             steps += self._planned(x, need)
         return steps
@@ -134,7 +135,7 @@ class ArmsReader:
         if need.cluster is not None:
             steps.append(units.clusters())
         if need.attributes:
-            steps += [units.attributes(), units.profile()]
+            steps += [units.attributes().keeping(units.table("attributes")), units.profile()]
             for k, attribute in enumerate(need.attributes):
                 cuts = [*attribute.cuts, *attribute.quantiles]
                 if attribute.name in need.segments:
@@ -146,7 +147,7 @@ class ArmsReader:
                     facts.covariates += of_classes(attribute, k, ["", f"$classes_of_{attribute.name}"])
         kept = self._exact or needs_units_kept(need)
         if kept:
-            steps.append(units.keep(facts))
+            steps.append(units.keep(facts).keeping(units.table("units")))
         found = units.facts(facts, kept)
         steps += [found] if found is not None else []
         for m in need.metrics:
@@ -196,7 +197,6 @@ class ArmsReader:
         arms: dict[int, dict[str, int]] = {}
         for refresh in self._refreshed.values():
             refresh.count()
-            refresh.show()
             self.steps += refresh.steps()
             for x in refresh.experiments:
                 counts[x], arms[x] = refresh.counts(x)
@@ -211,6 +211,8 @@ class ArmsReader:
         for scan in layout.scans:
             if scan.stage >= 0 and scan.entity not in self._refreshed:
                 self._read(scan, *self._span(scan, counts))
+        for entity in {read.entity for read in (*layout.rows, *layout.lookups)} & self._refreshed.keys():
+            self._refreshed[entity].show()
         for rows in layout.rows:
             self._keep(rows.table, statements.rows(rows, *self._span(rows, counts)), rows.view.name)
         for lookup in layout.lookups:
@@ -232,7 +234,7 @@ class ArmsReader:
 
     def _keep(self, table: str, step: Step, source: str | None = None) -> None:
         self._layout.catalog.engine.keep(table, step.query, step.name, source)
-        self.steps.append(step)
+        self.steps.append(step.keeping(table))
 
     def _read(self, scan: Scan, low: exp.Expr | None, high: exp.Expr | None) -> None:
         if scan.table in self._passes:
@@ -429,7 +431,10 @@ class ArmsReader:
         exposed = counts.get("exposed", exposed)
         clusters = self._clusters(units, counts) if need.cluster is not None else None
         attributes, order = self._attributes(units, facts)
-        kept = self._exact or needs_units_kept(need)
+        summed = self._summed(x)
+        kept = summed is None and (self._exact or needs_units_kept(need))
+        if summed is None and need.entity in self._refreshed:
+            self._refreshed[need.entity].show()
         if kept:
             self._keep(units.table("units"), units.keep(facts))
         self._facts(units, facts, kept)
@@ -591,7 +596,7 @@ class ArmsReader:
         crosses: dict[tuple[str, str], dict[str, Moments]] = {pair: {} for pair in units.crosses}
         names = list(facts.segments)
         for step, metrics, keys in self._moments_of(units, facts, kept):
-            for row in self._finite(need, step):
+            for row in self._finite(need, step, self._again(units, facts)):
                 key = next((k for k in keys if row[k] is not None), None)
                 for metric in metrics:
                     if key is None:
@@ -692,6 +697,8 @@ class ArmsReader:
                 heavy[metric.name] = max(share for share, _ in shares)
         if not heavy:
             return {}
+        if units.need.entity in self._refreshed:
+            self._refreshed[units.need.entity].show()
         rows = self._finite(units.need, units.if_capped(list(heavy), facts, kept))
         out = {}
         for name, share in heavy.items():
@@ -746,10 +753,35 @@ class ArmsReader:
             no_quantile=why,
         )
 
-    def _finite(self, need: ArmsNeed, step: Step) -> list[dict[str, Any]]:
-        """The rows of a statement of moments. Raises DataError for a number that is none."""
+    def _summed(self, x: int) -> Refresh | None:
+        """What keeps the sums of an experiment's moments, where something does."""
+        refresh = self._refreshed.get(self._layout.needs[x].entity)
+        return refresh if refresh is not None and refresh.sums(x) else None
+
+    def _again(self, units: Units, facts: Facts) -> Callable[[], list[dict[str, Any]]] | None:
+        """The rows of the statement of an experiment's moments from sums that are kept."""
+        summed = self._summed(units.x)
+        if summed is None:
+            return None
+
+        def make(facts: Facts) -> Summed:
+            ((step, _, _),) = self._moments_of(units, facts, False)
+            assert isinstance(step, Summed)
+            return step
+
+        return lambda: summed.moments(units.x, make, facts)
+
+    def _finite(
+        self, need: ArmsNeed, step: Step, kept: Callable[[], list[dict[str, Any]]] | None = None
+    ) -> list[dict[str, Any]]:
+        """The rows of a statement of moments, from the sums that are ``kept`` where there are any. Raises DataError for a number
+        that is none."""
         try:
-            rows = self._rows(step)
+            if kept is None:
+                rows = self._rows(step)
+            else:
+                self.steps += _with_rows(step)
+                rows = kept()
         except DataError:
             self._name_what_is_not_finite(need)
             raise

@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,7 @@ import pyarrow.compute as pc
 from sqlglot import exp
 
 from payoff.errors import DataError
+from payoff.stats.exact import ExactMoments
 from payoff.warehouse import fused, prepared
 from payoff.warehouse.engines.duckdb import DuckDBEngine
 from payoff.warehouse.fused import Accumulators
@@ -38,6 +40,7 @@ from payoff.warehouse.prepared import UNIT
 from payoff.warehouse.query import Query, column, fragment, sql
 from payoff.warehouse.sources import View
 from payoff.warehouse.statements import Statements, Step
+from payoff.warehouse.units import Facts, Summed, placeholder
 
 if TYPE_CHECKING:
     from payoff.warehouse.prepared import Prepared, Segment
@@ -419,6 +422,8 @@ class Refresh:
         self._store = Store(root, self._definition())
         self._full = full
         self._changed = np.zeros(0, bool)
+        self._were: list[tuple[np.ndarray, dict[str, np.ndarray]]] = []
+        self._whole = False
         self._fresh = False
         self._why = "asked for" if full else "the first of its kind"
         self.recounted = self.rows_read = 0
@@ -489,7 +494,13 @@ class Refresh:
         made = Held(0, {name: np.empty(0, kind) for name, kind in columns.items()})
         for scan in self._scans:
             made.columns[f"{scan.table}_cells"] = Accumulators.empty(self._folds[scan.table][0], 0).cells
-        made.facts = {"segments": {key: {} for key in self._prepared}, "arms": [], "units": {}, "looks": {}}
+        made.facts = {
+            "segments": {key: {} for key in self._prepared},
+            "arms": [],
+            "units": {},
+            "looks": {},
+            "moments": {},
+        }
         return made
 
     # ---------------------------------------------------------------- exposures
@@ -589,10 +600,14 @@ class Refresh:
         return out
 
     def _touch(self, rows: np.ndarray) -> None:
-        """Before rows are written: that they are not as they were."""
+        """Before rows are written: how they were."""
         if len(self._changed) < self._held.rows:
             self._changed = np.concatenate([self._changed, np.ones(self._held.rows - len(self._changed), bool)])
-        self._changed[rows] = True
+        first = np.unique(rows[~self._changed[rows]])
+        if len(first):
+            names = ["x", "unit", "t0", "lo", "hi", "n", *(f"{scan.table}_cells" for scan in self._scans)]
+            self._were.append((first, {name: self._held.columns[name][first] for name in names}))
+            self._changed[first] = True
 
     # ---------------------------------------------------------------- numbers
 
@@ -846,7 +861,13 @@ class Refresh:
 
     def show(self) -> None:
         """The tables that statements read: ``exposed_ENTITY`` and the values of each scan."""
-        c = {name: self._held.column(name) for name in self._held.columns}
+        if not self._whole:
+            self._tables({name: self._held.column(name) for name in self._held.columns})
+            self._whole = True
+
+    def _tables(self, c: Mapping[str, np.ndarray]) -> None:
+        """The same tables of some rows alone."""
+        self._whole = False
         arms: list[str] = self._held.facts["arms"]
         enters = self._enters(c)
         for exposure in self._exposures:
@@ -881,9 +902,109 @@ class Refresh:
         for scan in self._scans:
             folds = self._folds[scan.table][0]
             values = Accumulators(folds, c[f"{scan.table}_cells"])
-            table: dict[str, Any] = {"uid": np.arange(self._held.rows)}
+            table: dict[str, Any] = {"uid": np.arange(len(c["x"]))}
             table |= {fold.name: values.column(fold) for fold in folds}
             self._show(scan.table, table)
+
+    # ---------------------------------------------------------------- moments
+
+    def sums(self, x: int) -> bool:
+        """Are the moments of an experiment sums over its units, each by itself? Percentiles and classes are of all together."""
+        need = self.layout.needs[x]
+        measures = [measure for metric in need.metrics for measure in metric.measures]
+        return (
+            need.entity == self.entity
+            and not need.attributes
+            and not need.beside
+            and all(metric.quantile is None for metric in need.metrics)
+            and all(measure.cap is None or measure.cap.percentile is None for measure in measures)
+            and all(before.fold != "mean" for metric in need.metrics for before in metric.before)
+        )
+
+    def moments(self, x: int, make: Callable[[Facts], Summed], facts: Facts) -> list[dict[str, Any]]:
+        """The rows of the statement of moments that ``make`` gives, of an experiment whose moments are ``sums``.
+
+        Those of units that are not as they were are taken back, as they were, and added as they are. Raises ValueError where a
+        value is not finite or a variance too large.
+        """
+        held, c = self._held, self._held.columns
+        step = make(facts)
+        cutoffs = {name: None if at is None else int(at.sql()) for name, at in facts.cutoffs.items()}
+        shape = Facts({n: None if at is None else placeholder(f"cutoff_{at}") for n, at in _numbered(cutoffs).items()})
+        shape.caps = facts.caps
+        like = make(shape)
+        assert step.rows is not None and like.rows is not None
+        mark = hashlib.sha256(f"{like.query.render()} {like.rows.query.render()}".encode()).hexdigest()
+        known = held.facts["moments"].get(str(x))
+        if known is not None and known["mark"] != mark:
+            known = None
+        names = list(dict.fromkeys(name for family in step.families for name in family))
+        families = [tuple(names.index(name) for name in family) for family in step.families]
+        mine = held.column("x") == x
+        if known is None:
+            sums, found = self._sum_up(make, facts, {n: held.column(n)[mine] for n in c}, names, families)
+        else:
+            changed = np.zeros(held.rows, bool)
+            changed[: len(self._changed)] = self._changed
+            moved = [sorted((a, b)) for n, b in cutoffs.items() if b is not None and (a := known["cutoffs"][n]) != b]
+            for low, high in moved:  # the windows of these are over now, or were
+                changed |= (held.column("t0") > low) & (held.column("t0") <= high)
+            rows = np.flatnonzero(mine & changed)
+            old = Facts({n: None if at is None else exp.convert(at) for n, at in known["cutoffs"].items()}, facts.caps)
+            were = {n: held.columns[n][rows[rows < self._before]] for n in self._kept()}
+            self._as_they_were(rows[rows < self._before], were)
+            before, gone = self._sum_up(make, old, were, names, families)
+            after, came = self._sum_up(make, facts, {n: c[n][rows] for n in self._kept()}, names, families)
+            sums = ExactMoments.from_dict(len(names), families, known["sums"]).retract(before).merge(after)
+            whole = {row["arm"]: row for row in known["rows"]}
+            found = _moved(whole, {r["arm"]: r for r in gone}, {r["arm"]: r for r in came})
+            if found is None:  # an extreme is gone, and which is the next one only all units tell
+                self._tables({n: c[n][: held.rows][mine] for n in self._kept()})
+                found = self._counted_by_arm(step)
+        found = [row for row in found if row["arm"] in self.counts(x)[1]]
+        held.facts["moments"][str(x)] = {"mark": mark, "cutoffs": cutoffs, "sums": sums.to_dict(), "rows": found}
+        arms: list[str] = held.facts["arms"]
+        return [{**row, **step.told(sums, arms.index(row["arm"]), families)} for row in found]
+
+    def _kept(self) -> list[str]:
+        return ["x", "unit", "t0", "lo", "hi", "n", *(f"{scan.table}_cells" for scan in self._scans)]
+
+    def _as_they_were(self, rows: np.ndarray, c: dict[str, np.ndarray]) -> None:
+        """Put back into copies of ``rows`` (sorted) what they were when the run began."""
+        for first, values in self._were:
+            at = np.searchsorted(rows, first)
+            there = (
+                (at < len(rows)) & (rows[np.minimum(at, len(rows) - 1)] == first)
+                if len(rows)
+                else np.zeros(len(first), bool)
+            )
+            for name, old in values.items():
+                c[name][at[there]] = old[there]
+
+    def _sum_up(
+        self,
+        make: Callable[[Facts], Summed],
+        facts: Facts,
+        c: Mapping[str, np.ndarray],
+        names: Sequence[str],
+        families: Sequence[tuple[int, ...]],
+    ) -> tuple[ExactMoments, list[dict[str, Any]]]:
+        """The sums over some rows, by the number of their arm, and the row of each arm."""
+        self._tables(c)
+        step = make(facts)
+        assert step.rows is not None
+        found = self._counted_by_arm(step)
+        values = self._engine.fetch(step.rows.query, step.rows.name)
+        columns = np.empty((values.num_rows, len(names)), order="F")
+        for i, name in enumerate(names):
+            columns[:, i] = values[name].to_numpy()
+            if np.isnan(columns[:, i]).sum() != values[name].null_count:
+                raise ValueError(f"{name} holds values that are not numbers")
+        return ExactMoments(len(names), families).add(columns, self._codes(values["arm"])), found
+
+    def _counted_by_arm(self, step: Step) -> list[dict[str, Any]]:
+        rows = self._engine.fetch(step.query, step.name).to_pylist()
+        return [{name: int(v) if isinstance(v, Decimal) else v for name, v in row.items()} for row in rows]
 
     def _ids_are_read(self) -> bool:
         layout = self.layout
@@ -909,6 +1030,33 @@ class Refresh:
             return f"full: {self._why}; {segments:,} segments read"
         new = sum(len(c.added) + len(c.late) + len(c.changed) for c in self._changes.values())
         return f"refresh: {new:,} new segments of {segments:,}; {self.recounted:,} units recomputed"
+
+
+def _numbered(cutoffs: Mapping[str, int | None]) -> dict[str, int | None]:
+    """Cutoffs by the place of the first that is the same: what statements look like does not depend on more."""
+    values = list(cutoffs.values())
+    return {name: None if at is None else values.index(at) for name, at in cutoffs.items()}
+
+
+def _moved(
+    whole: Mapping[str, dict[str, Any]], gone: Mapping[str, dict[str, Any]], came: Mapping[str, dict[str, Any]]
+) -> list[dict[str, Any]] | None:
+    """The counts and extremes by arm without what is ``gone`` and with what ``came``; None where an extreme may be gone."""
+    out = []
+    for arm in sorted({*whole, *came}, key=str.encode):
+        had, less, more = whole.get(arm, {}), gone.get(arm, {}), came.get(arm, {})
+        row: dict[str, Any] = {"arm": arm}
+        for name in (had or more).keys() - {"arm"}:
+            a, b, c = had.get(name), less.get(name), more.get(name)
+            if not name.startswith(("low", "high")):
+                row[name] = (a or 0) - (b or 0) + (c or 0)
+                continue
+            ahead = max if name.startswith("high") else min
+            if b is not None and a == b and (c is None or ahead(b, c) != c):
+                return None
+            row[name] = ahead([v for v in (a, c) if v is not None], default=None)
+        out.append(row)
+    return out
 
 
 class _Places:

@@ -102,14 +102,20 @@ class Summed(Step):
             sums = ExactMoments(len(names), families).add(columns.T, codes)
             for group in sums.groups:
                 row = by_key[tuple(dict(zip(grouping, told[group], strict=True)).get(key) for key in keys)]
-                for family, numbers in zip(self.families, families, strict=True):
-                    moments = sums.moments(group, numbers)
-                    row[f"n_{family[0]}"] = moments.n
-                    for i, name in enumerate(family):
-                        row[f"mean_{name}"], row[f"var_{name}"] = float(moments.mean[i]), float(moments.cov[i, i])
-                        for j in range(i + 1, len(family)):
-                            row[f"cov_{name}_{family[j]}"] = float(moments.cov[i, j])
+                row |= self.told(sums, group, families)
         return found
+
+    def told(self, sums: ExactMoments, group: int, families: Sequence[tuple[int, ...]]) -> dict[str, Any]:
+        """The moments of a group under the names that they have in SQL. Raises ValueError where a variance is too large."""
+        row: dict[str, Any] = {}
+        for family, numbers in zip(self.families, families, strict=True):
+            moments = sums.moments(group, numbers)
+            row[f"n_{family[0]}"] = moments.n
+            for i, name in enumerate(family):
+                row[f"mean_{name}"], row[f"var_{name}"] = float(moments.mean[i]), float(moments.cov[i, i])
+                for j in range(i + 1, len(family)):
+                    row[f"cov_{name}_{family[j]}"] = float(moments.cov[i, j])
+        return row
 
 
 def _groups(keys: Sequence[pa.ChunkedArray]) -> tuple[list[tuple[Any, ...]], np.ndarray]:
@@ -159,7 +165,7 @@ def _in_order(function: str, value: exp.Expr) -> exp.Expr:
 
 
 def _call(function: str, *names: str) -> exp.Expr:
-    return exp.Anonymous(this=function, expressions=[column(n) for n in names])
+    return exp.func(function, *(column(n) for n in names), dialect="duckdb")
 
 
 def read_moments(row: Mapping[str, Any], names: Sequence[str]) -> Moments:
