@@ -761,7 +761,9 @@ def explain(
     }
     if json_:
         told = {key: {source: of[key] for source, of in passes.items()} for key in ("passes", "bytes")}
-        _emit({"project": opened.loaded.spec.project, **told, "one_by_one": alone, "plan": steps})
+        _emit(
+            {"project": opened.loaded.spec.project, **told, "one_by_one": alone, "stale": opened.stale, "plan": steps}
+        )
         return
     _say(f"{_many(len(steps), 'statement')}, {_many(len(passes), 'source')}. Passes over the rows of each:")
     rows = [(source, str(of["passes"]), formats.stored(of["bytes"])) for source, of in passes.items()]
@@ -771,6 +773,12 @@ def explain(
         _say(
             f"Together {_many(together[0], 'pass')}, {formats.stored(together[1])}; asked one by one"
             f" {_many(alone['passes'], 'pass')}, {formats.stored(alone['bytes'])}."
+        )
+    for relation, reason in opened.stale.items():
+        _say(
+            _wrap(
+                f"{relation} is read as it is stored, and not its prepared copy: {reason} (payoff prepare).", "", "  "
+            )
         )
     for number, step in enumerate(steps, 1):
         _say()
