@@ -89,6 +89,7 @@ _JOURNEYS: dict[str, tuple[str, Any]] = {
     "paths": ("path", paths),
 }
 """Section -> the method that answers it, and the kernel (``plan``, ``read``) that counts for it."""
+_ELSEWHERE = "Read its sources from a duckdb connection, or from another engine."
 _A_THING = "an experiment, a claim, a programme or a journey of this project"
 
 _Counts = tuple[
@@ -814,13 +815,14 @@ class Project:
             with self._reading(designs, journeys, extra, progress) as catalog:
                 engine = catalog.engine
                 read.engine = engine
+                needed: set[str] | None = None
                 if not engine.dialect.native:
                     versions[engine.dialect.name] = engine.version
-                    cannot = self._cannot(catalog, designs, journeys)
+                    cannot, needed = self._cannot(catalog, designs, journeys)
                     outcomes |= cannot
                     designs = [d for d in designs if d.name not in cannot]
                     journeys = [j for j in journeys if j.name not in cannot]
-                steps = catalog.prepare(run=True)
+                steps = catalog.prepare(run=True, only=needed)
                 rereads = {j.name: self._rereads(j, catalog) for j in journeys}
                 wanted = [*designs, *(d for held in rereads.values() for d in held)]
                 fetched: Mapping[str, ArmsData] = {}
@@ -909,24 +911,33 @@ class Project:
 
     def _cannot(
         self, catalog: Catalog, designs: Sequence[ExperimentDesign], journeys: Sequence[JourneyDesign]
-    ) -> dict[str, Refusal]:
-        """What this engine has no form of, by name, found out before any of it is sent."""
+    ) -> tuple[dict[str, Refusal], set[str]]:
+        """What this engine has no form of, by name, found out before any of it is sent; and the temporary tables of the rest."""
         method = registry.method("experiment")
         plans: dict[str, Callable[[], list[Step]]] = {
-            design.name: partial(_plan_of, catalog, method.needs(design)) for design in designs
+            design.name: partial(_plan_of, catalog, [method.needs(design)]) for design in designs
         }
-        for journey in journeys:
-            plans[journey.name] = partial(_JOURNEYS[journey.name.split(".")[0]][1].plan, catalog, journey)
+
+        def plan_of(journey: JourneyDesign) -> list[Step]:
+            held = [method.needs(design) for design in self._rereads(journey, catalog)]
+            own: list[Step] = _JOURNEYS[journey.name.split(".")[0]][1].plan(catalog, journey)
+            return [*_plan_of(catalog, held), *own]
+
+        plans |= {journey.name: partial(plan_of, journey) for journey in journeys}
         out: dict[str, Refusal] = {}
+        needed: set[str] = set()
         for name, plan in plans.items():
             try:
-                catalog.engine.check(plan())
+                steps = plan()
+                made = catalog.making(steps)
+                catalog.engine.check([step for how in made.values() for step in how])
+                catalog.engine.check(steps)
             except CannotRun as error:
                 full = name if "." in name else f"experiments.{name}"
-                out[name] = Refusal(
-                    full, str(error), "Read its sources from a duckdb connection, or from another engine."
-                )
-        return out
+                out[name] = Refusal(full, str(error), _ELSEWHERE)
+            else:
+                needed |= made.keys()
+        return out, needed
 
     def _answer_journey(
         self, catalog: Catalog, design: JourneyDesign, held: Mapping[str, Result | Refusal], read: _Kept, seed: int
@@ -937,6 +948,8 @@ class Project:
         rng = np.random.default_rng([seed, zlib.crc32(design.name.encode())])
         try:
             data = kernel.read(catalog, design)
+        except CannotRun as error:
+            return Refusal(design.name, str(error), _ELSEWHERE), ()
         except DataError as error:
             return Refusal(design.name, str(error), "Mend the source, or the definition that names it."), ()
         if isinstance(design.declared, Attribution):
@@ -1266,8 +1279,8 @@ class _Kept:
         return replace(outcome, provenance=provenance)
 
 
-def _plan_of(catalog: Catalog, need: ArmsNeed) -> list[Step]:
-    return ArmsReader(catalog, [need]).plan()
+def _plan_of(catalog: Catalog, needs: Sequence[ArmsNeed]) -> list[Step]:
+    return ArmsReader(catalog, needs).plan() if needs else []
 
 
 def replace_path(connection: DuckDBConnection) -> DuckDBConnection:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
@@ -533,8 +533,8 @@ class Catalog:
 
     # ---------------------------------------------------------------- tables made once a run
 
-    def prepare(self, run: bool) -> list[Step]:
-        """Make the temporary tables that the views opened so far read; returns the steps, each told once.
+    def prepare(self, run: bool, only: Container[str] | None = None) -> list[Step]:
+        """Make the temporary tables that the views opened so far read (or those of them in ``only``); returns the steps, each told once.
 
         With ``run`` off nothing is read: the steps show what a run would do, and later statements refer to tables that do not
         exist. Tables that are first needed later are made then, and their steps come with the next call.
@@ -543,7 +543,11 @@ class Catalog:
             if source.sessions is not None:
                 self.view(name)
         used = self._identities_used()
-        tables = [t for t, made in self._made.items() if made.kind != "identity" or t in used]
+        tables = [
+            t
+            for t, made in self._made.items()
+            if (made.kind != "identity" or t in used) and (only is None or t in only)
+        ]
         order = {"text": 0, "identity": 1, "sessions": 2}
         for table in sorted(tables, key=lambda t: order[self._made[t].kind]):
             made = self._made[table]
@@ -555,9 +559,23 @@ class Catalog:
         told, self._untold = self._untold, []
         return told
 
+    def making(self, steps: Iterable[Step]) -> dict[str, list[Step]]:
+        """The temporary tables that statements name, and those that they are made of in turn: how each would be made."""
+        found: dict[str, list[Step]] = {}
+        left = [step.query.tree for step in steps]
+        while left:
+            for table in self._named(left.pop()):
+                if table not in found:
+                    found[table] = self._plan(table)
+                    left += [step.query.tree for step in found[table]]
+        return found
+
+    def _named(self, tree: exp.Query) -> list[str]:
+        return sorted({t.name for t in tree.find_all(exp.Table) if not t.db} & self._made.keys())
+
     def _ready(self, tree: exp.Query) -> None:
         """Before a statement runs: the tables that it names."""
-        for table in sorted({t.name for t in tree.find_all(exp.Table) if not t.db} & self._made.keys()):
+        for table in self._named(tree):
             self._make(table)
 
     def _make(self, table: str) -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tests.warehouse.conformance.answers import answered, project_on
 from tests.warehouse.conformance.data import tables
 from tests.warehouse.conformance.engines import ENGINES, REFERENCE, NotHere, Place
 
@@ -35,7 +36,17 @@ def place_of(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str
         yield start
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """Of one project."""
-    return tmp_path
+@pytest.fixture(scope="session")
+def expected(
+    place_of: Callable[[str], Place], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], dict[str, Any]]:
+    """What a project gives on the reference, computed once."""
+    root = tmp_path_factory.mktemp("reference")
+    found: dict[str, dict[str, Any]] = {}
+
+    def of(name: str) -> dict[str, Any]:
+        if name not in found:
+            found[name] = answered(project_on(place_of("duckdb"), name, root / name))
+        return found[name]
+
+    return of
