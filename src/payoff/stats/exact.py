@@ -108,9 +108,8 @@ class ExactMoments:
             read, short = self._cuts.add(table[:, done:upto], *self._pending[group])
             self._blocks += -(-read // _ROWS)
             done += read
-            if short >= 0:  # this column has bits below its lowest limb
-                low, high = self._range[short] or (0, 0)
-                self._reach(short, low - 1, high)
+            if short >= 0:
+                self._reach(short, _lowest_limb(table[short, done:]), int(tops[short]))
 
     def _reach(self, column: int, low: int, high: int) -> None:
         """See to it that a column's limbs go from ``low`` to ``high`` at least."""
@@ -268,6 +267,14 @@ class _Cuts:
             sums += cut.sum(axis=1).astype(np.int64)
             products += (cut @ cut.T)[self.left, self.right].astype(np.int64)
         return table.shape[1], -1
+
+
+def _lowest_limb(values: FloatArray) -> int:
+    """The limb that holds the last bit of any of the values."""
+    parts, powers = np.frexp(values[values != 0.0])
+    digits = np.ldexp(parts, 53).astype(np.int64)
+    last = powers - 53 + np.log2((digits & -digits).astype(np.float64)).astype(np.int64)
+    return int(last.min() // _BITS)
 
 
 def _scaled(values: FloatArray, limbs: int) -> FloatArray:
