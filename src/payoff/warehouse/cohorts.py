@@ -23,6 +23,7 @@ from sqlglot import exp
 from payoff.errors import DataError
 from payoff.spec.journeys import JourneyDesign
 from payoff.spec.nouns import Cohort, Event, Spend
+from payoff.warehouse.engines.duckdb import DuckDBEngine
 from payoff.warehouse.events import (
     MOST_VALUE,
     EventProfile,
@@ -33,6 +34,7 @@ from payoff.warehouse.events import (
     profile_step,
     rows_of,
 )
+from payoff.warehouse.fused_journeys import RetentionWalk
 from payoff.warehouse.query import Query, column, fragment, sql
 from payoff.warehouse.sources import Catalog, as_id, to_us
 from payoff.warehouse.statements import Step
@@ -234,7 +236,8 @@ class _Statements:
         self.edges = edges_of(self.declared)
         self._name = re.sub(r"\W", "_", design.name)
         self.starts, self.money = f"{self._name}_starts", f"{self._name}_revenue"
-        self.tables = [self.starts, self.money]
+        self.walked = f"{self._name}_walked"
+        self.tables = [self.starts, self.money, self.walked]
         self.tables += [self.days(every) for every in ("day", "week", "month")]
         self._cast = self._key_type()
 
@@ -297,12 +300,14 @@ class _Statements:
             case = case.when(fragment("$us < $end", us=exp.paren(us), end=end), exp.convert(k))
         return case.else_(exp.convert(len(ends)))
 
-    def keep_starts(self, facts: _Facts) -> Step:
+    def keep_starts(self, facts: _Facts, walk: RetentionWalk | None = None) -> Step:
         declared, d = self.declared, self.design
         view = self.catalog.view(declared.start.source)
         high = facts.as_of_us if d.ends_us is None else min(d.ends_us - 1, facts.as_of_us or d.ends_us - 1)
         closed = self._period(fragment("$as_of - t0", as_of=facts.as_of))
-        if declared.by is None:
+        if walk is not None:
+            query = self._walked_starts(walk, facts.step("t0", declared.every), closed)
+        elif declared.by is None:
             query = sql(
                 """
                 SELECT CAST(row_number() OVER () AS UINTEGER) AS u, unit, t0, $step AS c, $closed AS m
@@ -328,8 +333,8 @@ class _Statements:
                 """,
                 firsts=sql(
                     """
-                    SELECT unit, struct_extract(opening, 'us') AS t0, struct_extract(opening, 'c') AS c
-                    FROM (SELECT unit, min({'us': us, 'c': c}) AS opening FROM start_rows GROUP BY unit) AS openings
+                    SELECT unit, struct_extract(min({'us': us, 'c': c}), 'us') AS t0, struct_extract(min({'us': us, 'c': c}), 'c') AS c
+                    FROM start_rows GROUP BY unit
                     """,
                     start_rows=self._rows(declared.start, {"c": named}, low_us=d.starts_us, high_us=high),
                 ),
@@ -343,6 +348,49 @@ class _Statements:
             view.name,
             [declared.start.where, declared.by],
             query,
+        )
+
+    def walk(self) -> RetentionWalk | str:
+        """Starts and activity from one walk over prepared rows, or why not, in a clause."""
+        declared, d = self.declared, self.design
+        if declared.by is not None or declared.activity is None or self._cast is not None:
+            return "it asks for more than when units were active"
+        periods = len(self.edges) - 1
+        return RetentionWalk.of(self.catalog, declared.start, declared.activity, d.entity, d.now_us, periods)
+
+    def walking(self, walk: RetentionWalk, as_of_us: int) -> Step:
+        """Make the table ``walked`` by the walk; returns the step that it was."""
+        declared, d = self.declared, self.design
+        engine = self.catalog.engine
+        assert isinstance(engine, DuckDBEngine) and declared.activity is not None
+        step = self._step(
+            "starts and activity",
+            "Each unit's first row and the periods of its activity: rows of the prepared copy, followed outside SQL in one walk",
+            declared.start.source,
+            [declared.start.where, declared.activity.where],
+            walk.query,
+        )
+        high = as_of_us if d.ends_us is None else min(d.ends_us - 1, as_of_us)
+        unbounded = declared.retention.kind == "unbounded"
+        walk.run(self.catalog, self.edges, unbounded, d.starts_us, high, as_of_us, step.name, declared.start.source)
+        assert walk.found is not None
+        engine.show(self.walked, walk.found)
+        return step
+
+    def _walked_starts(self, walk: RetentionWalk, step: exp.Expr, closed: exp.Expr) -> Query:
+        """As ``keep_starts``, with the number of a unit for ``u``; its id is looked up only where rows are joined to it."""
+        parts: dict[str, Any] = {"step": step, "closed": closed}
+        if self.declared.revenue is None and self.design.starts_us is None:
+            return sql(
+                f"SELECT CAST(unit AS UINTEGER) AS u, unit, t0, $step AS c, $closed AS m FROM {self.walked}", **parts
+            )
+        return sql(
+            f"""
+            SELECT CAST(w.unit AS UINTEGER) AS u, n.unit, t0, $step AS c, $closed AS m
+            FROM {self.walked} AS w JOIN read_parquet($units) AS n ON n.payoff_unit = w.unit
+            """,
+            units=exp.Literal.string(walk.rows.layout.units),
+            **parts,
         )
 
     def sizes(self) -> Step:
@@ -363,7 +411,7 @@ class _Statements:
     def _bits(self) -> str:
         return "UINTEGER" if len(self.edges) <= 31 else "UBIGINT" if len(self.edges) <= 62 else "UHUGEINT"
 
-    def active(self, facts: _Facts) -> Step:
+    def active(self, facts: _Facts, walked: bool = False) -> Step:
         """Cohort, period, units active in it whose period is closed; and, without a cohort, rows before their unit's start.
 
         A unit's active periods are bits of one number, so that a period counts once however many rows it has. Unbounded: any later
@@ -390,16 +438,23 @@ class _Statements:
                 WHERE q.k < g.m AND ((g.seen >> CAST(q.k AS {self._bits})) & 1) = 1 GROUP BY g.c, q.k
                 """
             parts = {"periods": most}
-        query = sql(
-            f"{answer} UNION ALL SELECT NULL, NULL, NULL, sum(early) FROM grouped",
-            seen_by_unit=sql(
+        if walked:
+            kind = "BIGINT" if self.declared.retention.kind == "unbounded" else self._bits
+            seen = sql(
+                f"SELECT CAST(unit AS UINTEGER) AS u, CAST(seen AS {kind}) AS seen, early FROM {self.walked} WHERE rows > 0"
+            )
+        else:
+            seen = sql(
                 f"""
                 SELECT s.u, $what AS seen, count(*) FILTER (WHERE r.us < s.t0) AS early
                 FROM activity_rows AS r JOIN {self.starts} AS s ON r.unit = s.unit GROUP BY s.u
                 """,
                 what=what,
                 activity_rows=self._rows(activity, high_us=facts.as_of_us),
-            ),
+            )
+        query = sql(
+            f"{answer} UNION ALL SELECT NULL, NULL, NULL, sum(early) FROM grouped",
+            seen_by_unit=seen,
             grouped=sql(
                 f"""
                 SELECT s.c, s.m, a.seen, count(*) AS n, sum(a.early) AS early
@@ -567,14 +622,14 @@ def plan(catalog: Catalog, design: JourneyDesign) -> list[Step]:
     facts = _Facts(placeholder("as_of_us"), None, ((0, 0),) if design.zone == "UTC" else None)
     steps = [profile_step(catalog, event, design.entity, ids=ids) for event, ids in _to_profile(statements)]
     steps += [statements.spending_profile()] if declared.cost is not None else []
-    steps += [statements.keep_starts(facts), statements.sizes()]
+    steps += [statements.keep_starts(facts).keeping(statements.starts), statements.sizes()]
     steps += [statements.earlier()] if design.starts_us is not None else []
     if declared.activity is not None:
         steps.append(statements.active(facts))
     if declared.revenue is not None:
-        steps += [statements.keep_money(facts), statements.odd_money(), statements.paid()]
+        steps += [statements.keep_money(facts).keeping(statements.money), statements.odd_money(), statements.paid()]
     steps += [statements.spending(facts)] if declared.cost is not None else []
-    steps += [statements.keep_days(every, facts) for every in _calendars(declared)]
+    steps += [statements.keep_days(every, facts).keeping(statements.days(every)) for every in _calendars(declared)]
     steps += [statements.lifecycle(declared.lifecycle)] if declared.lifecycle is not None else []
     steps += [statements.stickiness(declared.stickiness)] if declared.stickiness is not None else []
     return steps
@@ -612,7 +667,7 @@ class _Run:
         return rows
 
     def keep(self, table: str, step: Step) -> None:
-        self.steps.append(step)
+        self.steps.append(step.keeping(table))
         self.catalog.engine.keep(table, step.query, step.name, step.reads or None)
 
 
@@ -651,13 +706,16 @@ def read(catalog: Catalog, design: JourneyDesign) -> CohortsData:
     facts = _Facts(exp.convert(as_of), as_of, tuple(offsets))
     early: dict[str, int] = {}
     with _dropping(catalog, statements.tables):
-        run.keep(statements.starts, statements.keep_starts(facts))
+        walk = statements.walk()
+        if isinstance(walk, RetentionWalk):
+            run.steps.append(statements.walking(walk, as_of))
+        run.keep(statements.starts, statements.keep_starts(facts, walk if isinstance(walk, RetentionWalk) else None))
         sizes = run.fetch(statements.sizes())
         earlier = int(run.fetch(statements.earlier())[0]["n"]) if design.starts_us is not None and sizes else 0
         active: list[dict[str, Any]] = []
         paid: list[dict[str, Any]] = []
         if declared.activity is not None:
-            active = run.fetch(statements.active(facts))
+            active = run.fetch(statements.active(facts, walked=isinstance(walk, RetentionWalk)))
             early[declared.activity.source] = sum(int(row["n"] or 0) for row in active if row["c"] is None)
             active = [row for row in active if row["c"] is not None]
         if declared.revenue is not None:

@@ -101,7 +101,7 @@ class _Kernel(CreditStatements):
         )
 
     def _keep(self, table: str, step: Step) -> None:
-        self.steps.append(step)
+        self.steps.append(step.keeping(f"credit_{table}"))
         self.catalog.engine.keep(f"credit_{table}", step.query, step.name, step.reads or None)
 
     def _fetch(self, step: Step) -> pa.Table:

@@ -45,16 +45,17 @@ class CreditStatements:
         for reading in self.readings:
             yield from reading.plan()
         yield from self.touches.plan()
-        yield self._raw()
+        yield self._raw().keeping("credit_raw")
         if self.design.arms is not None:
-            yield self._exposed()
+            yield self._exposed().keeping("credit_exposed")
             self.arms = {"$arm": 0}
-        yield self._units()
-        yield self._conversions()
+        yield self._units().keeping("credit_units")
+        yield self._conversions().keeping("credit_conversions")
         yield from self._totals()
-        yield self._touches(placeholder("first_conversion_less_window"), placeholder("last_conversion"))
-        yield self._heavy()
-        yield self._pairs(heavy=False)
+        touches = self._touches(placeholder("first_conversion_less_window"), placeholder("last_conversion"))
+        yield touches.keeping("credit_touches")
+        yield self._heavy().keeping("credit_heavy")
+        yield self._pairs(heavy=False).keeping("credit_pairs")
         yield self._untouched()
         yield self._behind()
         for label in self.windows:

@@ -20,7 +20,7 @@ from sqlglot import exp
 from payoff.errors import ConnectionFailed, DataError
 from payoff.spec.nouns import ClickHouseConnection, Connection, DuckDBConnection, PostgresConnection, SparkConnection
 from payoff.warehouse.dialect import Dialect
-from payoff.warehouse.query import Query, parsed_query
+from payoff.warehouse.query import Query, keeping, parsed_query
 
 if TYPE_CHECKING:
     from typing import Self
@@ -76,7 +76,11 @@ class Engine(ABC):
 
     def sent(self, text: str, what: str) -> str:
         """The text of a statement in our own SQL as it was executed here."""
-        return text if self.dialect.native else self.text(parsed_query(text), what)
+        if self.dialect.native:
+            return text
+        query, table = parsed_query(text)
+        out = Query(self.dialect.translate(query.tree, what), self.dialect.writer)
+        return out.render() if table is None else keeping(table, out)
 
     def fetch(self, query: Query, what: str, source: str | None = None) -> pa.Table:
         """Run a SELECT."""

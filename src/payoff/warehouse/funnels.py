@@ -31,8 +31,10 @@ from sqlglot import exp
 from payoff.errors import DataError
 from payoff.spec.journeys import JourneyDesign
 from payoff.stats.proportion import order_statistic_ranks
+from payoff.warehouse.engines.duckdb import DuckDBEngine
 from payoff.warehouse.events import EventProfile, profile
 from payoff.warehouse.funnel_statements import MOST_CLASSES, NONE, OTHER, Bounds, FunnelStatements, select_from
+from payoff.warehouse.fused_journeys import FunnelWalk
 from payoff.warehouse.query import Query, fragment, sql
 from payoff.warehouse.sources import Catalog, View, to_us
 from payoff.warehouse.statements import Step
@@ -122,18 +124,21 @@ class _Reader:
         cut = placeholder("latest_entry_whose_time_has_passed")
         self._funnel.bounds.cut = cut
         self._funnel.bounds.steps = self._funnel.bounds.absent = placeholder("latest_time_of_a_step")
-        steps += [self._funnel.keep_later(source) for source in self._funnel.sources.values() if source.later]
+        steps += [
+            self._funnel.keep_later(source).keeping(self._funnel.later_table(source))
+            for source in self._funnel.sources.values()
+            if source.later
+        ]
         unordered = self._funnel.declared.order == "unordered"
         steps += [
             step for s in self._funnel.sources.values() if unordered and (step := self._funnel.doubles(s)) is not None
         ]
-        steps.append(self._funnel.entered())
-        steps += [self._funnel.gathered()] if unordered else self._passes()
+        steps.append(self._funnel.entered().keeping(self._funnel.table("entered")))
+        steps += [self._funnel.gathered().keeping(self._funnel.table("ways"))] if unordered else self._passes()
         if self._funnel.declared.by is not None:
-            steps += [self._funnel.classes(), self._funnel.largest()]
-        steps.append(
-            self._funnel.walked(None if self._funnel.declared.by is None else [placeholder("largest_classes")])
-        )
+            steps += [self._funnel.classes().keeping(self._funnel.table("classes")), self._funnel.largest()]
+        largest = None if self._funnel.declared.by is None else [placeholder("largest_classes")]
+        steps.append(self._funnel.walked(largest).keeping(self._funnel.table("walked")))
         steps += [self._funnel.counts(), self._funnel.times({(2, None): [1]}, split=False)]
         if self._funnel.declared.by is not None:
             steps.append(self._funnel.times({(2, "$class"): [1]}, split=True))
@@ -143,16 +148,20 @@ class _Reader:
 
     def _passes(self) -> list[Step]:
         return [
-            *(self._funnel.reach(k) for k in range(2, self._funnel.m + 1)),
-            *([self._funnel.keeps()] if self._funnel.kept is not None else []),
-            self._funnel.ways(),
+            *(self._funnel.reach(k).keeping(self._funnel.table(f"step_{k}")) for k in range(2, self._funnel.m + 1)),
+            *(
+                [self._funnel.keeps().keeping(self._funnel.table(f"step_{self._funnel.m + 1}"))]
+                if self._funnel.kept is not None
+                else []
+            ),
+            self._funnel.ways().keeping(self._funnel.table("ways")),
         ]
 
     def _keep(self, name: str, step: Step) -> None:
         table = self._funnel.table(name)
         self._funnel.catalog.engine.keep(table, step.query, step.name, step.reads or None)
         self._tables.append(table)
-        self._steps.append(step)
+        self._steps.append(step.keeping(table))
 
     def _fetch(self, step: Step) -> list[dict[str, Any]]:
         self._steps.append(step)
@@ -182,23 +191,22 @@ class _Reader:
         precedence: tuple[Precedence, ...] = ()
         if as_of is not None and cut is not None:
             self._bound(as_of, cut)
-            for source in self._funnel.sources.values():
-                if source.later:
-                    name = f"rows_of_{source.view.name}"
-                    self._keep(name, self._funnel.keep_later(source))
-            if self._funnel.declared.order == "unordered":
-                self._refuse_doubles()
-            self._keep("entered", self._funnel.entered())
+            walk = FunnelWalk.of(self._funnel)
+            if isinstance(walk, FunnelWalk):
+                self._walk(walk)
+            else:
+                self._gather()
             counted = sql(f"SELECT count(t1) AS n, count(*) - count(t1) AS inside FROM {self._funnel.table('entered')}")
             row = self._fetch(
                 self._funnel.step("units that entered", "", "units that entered, their time passed or not", counted)
             )[0]
             entered, inside = int(row["n"]), int(row["inside"])
             if entered:
-                self._go()
+                if isinstance(walk, str):
+                    self._go()
                 reached, found, folded = self._reached(entered)
                 if self._funnel.m > 1 and self._funnel.declared.order != "unordered":
-                    precedence = self._preceding()
+                    precedence = self._preceding() if isinstance(walk, str) else self._walked_first(walk)
         if not reached:
             reached = [Reached(1, None, entered)] + [Reached(k, None, 0) for k in range(2, len(labels) + 1)]
         return FunnelData(
@@ -311,6 +319,44 @@ class _Reader:
                     source=source.view.name,
                     count=n,
                 )
+
+    def _gather(self) -> None:
+        """The rows of later steps, and every unit's entries."""
+        for source in self._funnel.sources.values():
+            if source.later:
+                name = f"rows_of_{source.view.name}"
+                self._keep(name, self._funnel.keep_later(source))
+        if self._funnel.declared.order == "unordered":
+            self._refuse_doubles()
+        self._keep("entered", self._funnel.entered())
+
+    def _walk(self, walk: FunnelWalk) -> None:
+        """Entries and ways, from one walk over the prepared rows."""
+        engine, funnel = self._funnel.catalog.engine, self._funnel
+        assert isinstance(engine, DuckDBEngine)
+        source = next(iter(funnel.sources.values())).view
+        texts = [e.where for s in funnel.sources.values() for e in s.events.values() if e.where is not None]
+        step = funnel.step(
+            "entries and ways",
+            source.relation.key,
+            "every unit's entries and deepest way: rows of the prepared copy, followed outside SQL in one walk",
+            walk.query,
+            tuple(sorted(source.referenced(texts))),
+        )
+        walk.run(funnel, step.name)
+        self._steps.append(step)
+        for name, rows in (("entered", walk.entered), ("ways", walk.ways)):
+            assert rows is not None
+            engine.show(funnel.table(name), rows)
+            self._tables.append(funnel.table(name))
+
+    def _walked_first(self, walk: FunnelWalk) -> tuple[Precedence, ...]:
+        sampled = self._funnel.sampled(max(1, sum(walk.later[1:]) // _SAMPLE))
+        seen = walk.precedence(self._funnel.catalog, sampled)
+        return tuple(
+            Precedence(k, seen[f"both_{k}"], seen[f"earlier_{k}"], walk.later[k - 1])
+            for k in range(2, self._funnel.m + 1)
+        )
 
     def _go(self) -> None:
         """From entries to one way a unit."""

@@ -122,21 +122,21 @@ def _many(n: int, one: str, several: str) -> str:
 def plan(catalog: Catalog, entity: str) -> list[Step]:
     """The statements of ``build`` in order, one round of its loop for all. Reads no rows."""
     work = _Work(catalog, entity)
-    return [
-        work.names(),
-        work.rows(),
-        work.odd(),
-        work.codes(),
-        work.shared(),
-        work.pairs(),
-        work.leaves(),
-        work.edges(),
-        work.small_star(0),
-        work.large_star(0),
-        work.members(1),
-        work.units(),
-        work.map(),
-    ]
+    kept = (
+        ("names", work.names()),
+        ("rows", work.rows()),
+        ("odd", work.odd()),
+        ("codes", work.codes()),
+        ("shared", work.shared()),
+        ("pairs", work.pairs()),
+        ("leaves", work.leaves()),
+        ("edges_0", work.edges()),
+        ("star_0", work.small_star(0)),
+        ("edges_1", work.large_star(0)),
+        ("members", work.members(1)),
+        ("units", work.units()),
+    )
+    return [*(step.keeping(f"{work.table}_{part}") for part, step in kept), work.map().keeping(work.table)]
 
 
 def read_columns(catalog: Catalog, entity: str) -> None:
@@ -373,7 +373,7 @@ class _Work:
     def _keep(self, part: str, step: Step) -> None:
         self.tables.append(f"{self.table}_{part}")
         self.catalog.engine.keep(self.tables[-1], step.query, step.name, self.view.name)
-        self.steps.append(step)
+        self.steps.append(step.keeping(self.tables[-1]))
 
     def _drop(self, *parts: str) -> None:
         for part in parts:
@@ -409,7 +409,7 @@ class _Work:
         self._keep("units", self.units())
         step = self.map()
         self.catalog.engine.keep(t, step.query, step.name, self.view.name)
-        self.steps.append(step)
+        self.steps.append(step.keeping(t))
         sizes = self._row(
             f"""
             SELECT count(*) FILTER (WHERE size <= $most) AS units, coalesce(sum(size) FILTER (WHERE size <= $most), 0) AS ids,

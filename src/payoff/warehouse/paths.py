@@ -137,12 +137,13 @@ class _Kernel:
     def planned(self) -> Iterator[Step]:
         yield from self.reading.plan()
         yield from self.touches.plan()
-        yield self._rows()
-        yield self._units()
-        yield self._events(placeholder("as_of") if not self.to else None)
+        yield self._rows().keeping("path_rows")
+        yield self._units().keeping("path_units")
+        yield self._events(placeholder("as_of") if not self.to else None).keeping("path_events")
         yield self._all()
-        yield self._touches(placeholder("first_event_less_window"), placeholder("last_event_and_window"))
-        yield from self._shaped()
+        touches = self._touches(placeholder("first_event_less_window"), placeholder("last_event_and_window"))
+        yield touches.keeping("path_touches")
+        yield from (step.keeping(f"path_{name}") for name, step in zip(_TABLES[4:], self._shaped(), strict=True))
         yield self._counts(touched=True)
         yield self._counts(touched=False)
         if self.to:
@@ -214,7 +215,7 @@ class _Kernel:
         return Step(name, source, purpose, columns, (self.design.name,), query)
 
     def _keep(self, table: str, step: Step) -> None:
-        self.steps.append(step)
+        self.steps.append(step.keeping(f"path_{table}"))
         self.catalog.engine.keep(f"path_{table}", step.query, step.name, step.reads or None)
 
     def _fetch(self, step: Step) -> pa.Table:

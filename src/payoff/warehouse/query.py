@@ -92,9 +92,23 @@ def sql(template: str, **parts: Bound | Query | Sequence[exp.Expr]) -> Query:
     return Query(tree)
 
 
-def parsed_query(text: str) -> Query:
-    """A statement of ours from its rendered text."""
-    return Query(_parse(text).copy())
+def keeping(table: str, query: Query) -> str:
+    """The text of a statement whose rows stay in a temporary table."""
+    return exp.Create(
+        this=exp.to_table(table),
+        kind="TABLE",
+        expression=query.tree.copy(),
+        properties=exp.Properties(expressions=[exp.TemporaryProperty()]),
+    ).sql(dialect=query.dialect, pretty=True)
+
+
+def parsed_query(text: str) -> tuple[Query, str | None]:
+    """A statement of ours from its rendered text, and the table that it keeps its rows in."""
+    tree = sqlglot.parse_one(text, read="duckdb")
+    if isinstance(tree, exp.Create):
+        return Query(cast(exp.Query, tree.expression)), tree.this.name
+    assert isinstance(tree, exp.Query), text
+    return Query(tree), None
 
 
 def literal(value: Bound) -> exp.Expr:

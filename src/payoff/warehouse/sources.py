@@ -75,7 +75,7 @@ def files_of(name: str, source: Source, root: Path) -> list[str]:
     """The files of a ``file:`` source, sorted. Raises DataError where there are none or where one cannot be read."""
     if source.file is None:
         return []
-    pattern = str(root / source.file)
+    pattern = str(Path(glob.escape(str(root))) / source.file)
     found = sorted(p for p in glob.glob(pattern, recursive=True) if Path(p).is_file())
     if not found:
         raise DataError(f"no file matches {source.file} (looked in {root})", source=name)
@@ -595,13 +595,13 @@ class Catalog:
         else:
             step = self._step(table, wanted)
             self.engine.keep(table, step.query, step.name, self._owner(table))
-            self._untold.append(step)
+            self._untold.append(step.keeping(table))
         made.columns = wanted
 
     def _plan(self, table: str) -> list[Step]:
         made = self._made[table]
         if made.kind != "identity":
-            return [self._step(table, self._wanted(table))]
+            return [self._step(table, self._wanted(table)).keeping(table)]
         from payoff.warehouse import identity
 
         return identity.plan(self, made.of)

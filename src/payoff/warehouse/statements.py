@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -11,7 +11,7 @@ from sqlglot import exp
 
 from payoff.warehouse.layout import Exposure, Folded, Known, Layout, Lookup, Rows, Scan, sources_of, trigger_measure
 from payoff.warehouse.needs import Measure
-from payoff.warehouse.query import Query, column, conjunction, fragment, parsed, sql
+from payoff.warehouse.query import Query, column, conjunction, fragment, keeping, parsed, sql
 from payoff.warehouse.sources import View
 
 
@@ -19,7 +19,8 @@ from payoff.warehouse.sources import View
 class Step:
     """One statement of a plan. ``reads`` names what is scanned (empty: only temporary tables); ``serves`` who asked.
 
-    ``bytes`` are those of the columns read, as they are stored, where that is known without reading them.
+    ``bytes`` are those of the columns read, as they are stored, where that is known without reading them. ``keeps`` names the
+    temporary table that its rows stay in; without one they are fetched.
     """
 
     name: str
@@ -29,10 +30,15 @@ class Step:
     serves: tuple[str, ...]
     query: Query
     bytes: int | None = None
+    keeps: str | None = None
 
     @cached_property
     def sql(self) -> str:
-        return self.query.render()
+        return self.query.render() if self.keeps is None else keeping(self.keeps, self.query)
+
+    def keeping(self, table: str) -> Step:
+        """The same statement, whose rows stay in ``table``."""
+        return replace(self, keeps=table)
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -42,6 +48,7 @@ class Step:
             "columns": list(self.columns),
             "serves": list(self.serves),
             "bytes": self.bytes,
+            "keeps": self.keeps,
             "sql": self.sql,
         }
 
@@ -340,7 +347,9 @@ class Statements:
         opens = exp.Case(default=column("t0", "a"))
         for x, t in moved:
             opens = opens.when(fragment("a.x = $x", x=x), t.copy())
-        query.set("expressions", [fragment("a.* EXCLUDE (t0)"), exp.alias_(opens, "t0")])
+        rows = self._assigned(entity).tree.find_all(exp.Select)
+        names = [n for n in dict.fromkeys(n for row in rows for n in row.named_selects) if n not in ("*", "t0")]
+        query.set("expressions", [*(column(n, "a") for n in names), exp.alias_(opens, "t0")])
         return Step(
             f"trigger the {entity}s",
             "",
