@@ -303,7 +303,15 @@ def _collated(node: exp.Expr) -> exp.Expr:
     return node
 
 
+def _unordered(node: exp.Expr) -> exp.Expr:
+    """A sum in an order of its rows: here each would be a sort of its own, for the last bits alone."""
+    if isinstance(node.this, exp.Order):
+        node.set("this", node.this.this)
+    return node
+
+
 def _sum(node: exp.Expr) -> exp.Expr:
+    node = _unordered(node)
     if isinstance(node.this, exp.Distinct):
         return node
     of = node.this.unnest()
@@ -313,6 +321,7 @@ def _sum(node: exp.Expr) -> exp.Expr:
 
 
 def _of_doubles(node: exp.Expr) -> exp.Expr:
+    node = _unordered(node)
     node.set("this", _double(node.this))
     if node.args.get("expression") is not None:
         node.set("expression", _double(node.expression))
@@ -713,17 +722,32 @@ def _group_all(tree: exp.Query) -> exp.Query:
 
 
 def _by_place(tree: exp.Query) -> exp.Query:
-    """UNION BY NAME of the same names, by place."""
+    """UNION BY NAME, by place. What a branch has not is NULL there, of the type that another gives it."""
     for union in list(tree.find_all(exp.Union)):
-        if not union.args.get("by_name"):
+        if not union.args.get("by_name") or isinstance(union.parent, exp.Union):
             continue
-        names = _names(union.left)
-        right = union.right.unnest()
-        if not isinstance(right, exp.Select) or sorted(_names(right)) != sorted(names) or "*" in names:
-            raise NoForm("UNION BY NAME of different columns")
-        by_name = {e.alias_or_name: e for e in right.expressions}
-        right.set("expressions", [by_name[n] for n in names])
-        union.set("by_name", False)
+        branches: list[exp.Select] = []
+        todo: list[exp.Expr] = [union]
+        while todo:
+            one = todo.pop().unnest()
+            if isinstance(one, exp.Union) and one.args.get("by_name"):
+                todo += [one.right, one.left]
+                one.set("by_name", False)
+            elif isinstance(one, exp.Select):
+                branches.append(one)
+            else:
+                raise NoForm("UNION BY NAME of more than SELECTs")
+        held = [{e.alias_or_name: e for e in b.expressions} for b in branches]
+        names = list(dict.fromkeys(n for own in held for n in own))
+        if "*" in names or "" in names:
+            raise NoForm("UNION BY NAME of all columns")
+        typed: dict[str, exp.Expr] = {}
+        for b, own in zip(branches, held, strict=True):
+            for n, e in own.items():
+                empty = exp.select(e.unalias().copy()).from_(b.args["from_"].this.copy()).limit(0)
+                typed.setdefault(n, exp.alias_(exp.Subquery(this=empty), n, quoted=True))
+        for b, own in zip(branches, held, strict=True):
+            b.set("expressions", [own[n] if n in own else typed[n].copy() for n in names])
     return tree
 
 
@@ -751,6 +775,14 @@ def _no_exclude(tree: exp.Query) -> exp.Query:
             gone = {c.name for c in star.args["except_"]}
             out += [exp.column(exp.to_identifier(n, quoted=True)) for n in names if n not in gone]
         select.set("expressions", out)
+    return tree
+
+
+def _called(tree: exp.Query) -> exp.Query:
+    """Every sub-query in FROM has a name, which PostgreSQL asks for before version 16."""
+    for i, inner in enumerate(tree.find_all(exp.Subquery)):
+        if isinstance(inner.parent, exp.From | exp.Join) and not inner.alias:
+            inner.set("alias", exp.TableAlias(this=exp.to_identifier(f"these_{i}")))
     return tree
 
 
@@ -950,7 +982,7 @@ DIALECT = Dialect(
     "postgres",
     "postgres",
     macros=_MACROS,
-    passes=(_group_all, _by_place, _no_exclude, _latest_before, _ahead, _rows_of_structs, _bits, _word_columns),
+    passes=(_group_all, _by_place, _no_exclude, _called, _latest_before, _ahead, _rows_of_structs, _bits, _word_columns),
     plain=_PLAIN,
     finish=(_named,),
 )
