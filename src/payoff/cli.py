@@ -361,6 +361,12 @@ ProjectOption = Annotated[
         "--project", "-p", metavar="DIR", help="The project's folder. Default: found upwards from here, as git does."
     ),
 ]
+DialectOption = Annotated[
+    str | None,
+    typer.Option(
+        "--dialect", metavar="NAME", help="With --sql: as it would be written there, such as bigquery; not executed."
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, and nothing else there.")]
 BriefOption = Annotated[bool, typer.Option("--brief", help="The findings alone, without what backs them.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no notes.")]
@@ -740,6 +746,7 @@ def doctor(project: ProjectOption = None, json_: JsonOption = False, quiet: Quie
 def explain(
     names: NamesArgument = None,
     sql: Annotated[bool, typer.Option("--sql", help="Also the SQL of every statement.")] = False,
+    dialect: DialectOption = None,
     project: ProjectOption = None,
     json_: JsonOption = False,
     quiet: QuietOption = False,
@@ -752,6 +759,12 @@ def explain(
     del quiet
     opened = _load(project)
     _anything(opened)
+    if dialect is not None and not sql:
+        raise UsageError("--dialect says how --sql is written; ask for --sql too")
+    if dialect is not None:
+        planned = [(step.name, step.sql) for step in opened.plan(names)]
+        _written(dialect, planned, json_, {"project": opened.loaded.spec.project})
+        return
     steps = [step.to_dict() for step in opened.plan(names)]
     passes = _passes(steps)
     apart = [_passes([step.to_dict() for step in opened.plan([name])]) for name in opened.named(names)]
@@ -1082,6 +1095,7 @@ def show(
         ),
     ] = None,
     sql: Annotated[bool, typer.Option("--sql", help="The SQL that gave the figures, as it was executed.")] = False,
+    dialect: DialectOption = None,
     brief: BriefOption = False,
     history: Annotated[bool, typer.Option("--history", help="Every stored version of NAME, oldest first.")] = False,
     runs: Annotated[bool, typer.Option("--runs", help="The newest runs.")] = False,
@@ -1094,6 +1108,8 @@ def show(
     Reads the ledger and no data. Who looked is noted in the ledger: looking at figures before a test is over is part
     of how far they can be trusted.
     """
+    if dialect is not None and not sql:
+        raise UsageError("--dialect says how --sql is written; ask for --sql too")
     if sum((sql, history, runs)) > 1:
         raise UsageError("--sql, --history and --runs show different things; ask for one of them")
     if history and name is None:
@@ -1122,7 +1138,7 @@ def show(
         ]
         _show_history(meant[0], versions, json_)
     elif sql:
-        _show_sql(data, json_)
+        _show_sql(data, json_, dialect)
     elif json_:
         _emit(data)
     else:
@@ -1192,11 +1208,19 @@ def _show_history(name: str, versions: Sequence[Mapping[str, Any]], json_: bool)
     _say(_table(("when", "run", "figure and interval", "verdict, grade"), rows))
 
 
-def _show_sql(run: Mapping[str, Any], json_: bool) -> None:
+def _show_sql(run: Mapping[str, Any], json_: bool, dialect: str | None) -> None:
     found: dict[tuple[str, str], None] = {}
     for result in run["results"]:
         for statement in result["provenance"]["sql"]:
             found[statement["step"], statement["text"]] = None
+    if dialect is not None:
+        elsewhere = next((name for name in ("postgres", "clickhouse", "spark") if name in run["versions"]), None)
+        if elsewhere is not None:
+            raise UsageError(
+                f"this run was executed on {elsewhere}, and its SQL is kept as it was sent; explain --sql --dialect {dialect} plans it anew"
+            )
+        _written(dialect, list(found), json_, {"run_id": run["run_id"]})
+        return
     if json_:
         _emit({"run_id": run["run_id"], "sql": [{"step": step, "text": text} for step, text in found]})
         return
@@ -1204,6 +1228,25 @@ def _show_sql(run: Mapping[str, Any], json_: bool) -> None:
         _say("No SQL was executed for this.")
     for step, text in found:
         _sql(f"-- {step}\n{text};\n")
+
+
+def _written(dialect: str, statements: Sequence[tuple[str, str]], json_: bool, about: Mapping[str, Any]) -> None:
+    """Statements of ours as they would be written in another dialect; exits with 1 where one has no form there."""
+    from payoff.warehouse.engines.rendered import written
+
+    out = written(dialect, statements)
+    refused = [s for s in out if s.text is None]
+    if json_:
+        told = [{"step": s.step, "text": s.text, "refused": s.refused} for s in out]
+        _emit({**about, "dialect": dialect, "executed": False, "sql": told})
+    else:
+        _sql(f"-- rendered for {dialect}, not executed\n")
+        for s in out:
+            _sql(f"-- {s.step}\n{s.text};\n" if s.text is not None else f"-- {s.step}: not written, {s.refused}\n")
+        if not out:
+            _say("No SQL was executed for this.")
+    if refused:
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -6,13 +6,18 @@ its name; times are told in UTC, so the session's zone has to be UTC.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import importlib
+import re
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 
 from sqlglot import exp
+from sqlglot.errors import ErrorLevel, SqlglotError
 
-from payoff.warehouse.dialect import Dialect, Macro, NoForm, Pass
+from payoff.errors import UsageError, did_you_mean
+from payoff.warehouse.dialect import CannotRun, Dialect, Macro, NoForm, Pass
+from payoff.warehouse.query import parsed_query
 
 Many = Callable[..., exp.Expr]
 
@@ -192,10 +197,11 @@ def _nearest_as_spans(tree: exp.Query) -> exp.Query:
             if len(times) != 1 or not isinstance(times[0], exp.GT | exp.GTE | exp.LT | exp.LTE):
                 raise NoForm("an ASOF join by anything but one order")
             order = times[0]
-            theirs, ours, kind = order.expression, order.this, type(order)
+            theirs, ours = order.expression, order.this
+            kind: type[exp.Binary] = type(order)
             if _of_table(ours, alias):
                 theirs, ours = ours, theirs
-                kind = {exp.GT: exp.LT, exp.GTE: exp.LTE, exp.LT: exp.GT, exp.LTE: exp.GTE}[kind]
+                kind = _TURNED[kind]
             if not _of_table(theirs, alias):
                 raise NoForm("an ASOF join whose sides are not told by their tables")
             by = [k.this if _of_table(k.this, alias) else k.expression for k in keys]
@@ -218,6 +224,14 @@ def _nearest_as_spans(tree: exp.Query) -> exp.Query:
             if any(isinstance(e, exp.Star) and not isinstance(e.parent, exp.Count) for e in select.expressions):
                 raise NoForm("an ASOF join all of whose columns are read")
     return tree
+
+
+_TURNED: Mapping[type[exp.Binary], type[exp.Binary]] = {
+    exp.GT: exp.LT,
+    exp.GTE: exp.LTE,
+    exp.LT: exp.GT,
+    exp.LTE: exp.GTE,
+}
 
 
 def _of_table(of: exp.Expr, alias: str) -> bool:
@@ -356,7 +370,8 @@ def _macros(w: _Words) -> dict[type[exp.Expr] | str, Macro]:
         of, kind = node.this, node.to.this
         inner = of.unnest()
         if kind == exp.DType.BIGINT and isinstance(inner, exp.DPipe) and inner.this.name == "0x":
-            return inner.expression  # of a bucket, told by ``hex15``
+            digits: exp.Expr = inner.expression
+            return digits  # of a bucket, told by ``hex15``
         if kind == exp.DType.NULL:
             return exp.null()
         if kind in (exp.DType.UINT, exp.DType.USMALLINT, exp.DType.UTINYINT):
@@ -410,7 +425,7 @@ def _macros(w: _Words) -> dict[type[exp.Expr] | str, Macro]:
     def extreme(node: exp.Expr) -> exp.Expr:
         if w.skips_null:
             return node
-        parts = [node.this, *node.expressions]
+        parts: list[exp.Expr] = [node.this, *node.expressions]
         out = parts[0]
         for part in parts[1:]:
             a, b = out, part
@@ -902,8 +917,115 @@ _REDSHIFT = _Words(
 )
 
 
+_SIMPLE = re.compile(r"[a-z_][a-z0-9_]*\Z")
+# of Snowflake's reserved words those that are names of ours or may be columns' names
+_RESERVED = frozenset(
+    [
+        "account",
+        "all",
+        "alter",
+        "and",
+        "any",
+        "as",
+        "between",
+        "by",
+        "case",
+        "cast",
+        "check",
+        "column",
+        "connect",
+        "connection",
+        "constraint",
+        "create",
+        "cross",
+        "current",
+        "current_date",
+        "current_time",
+        "current_timestamp",
+        "current_user",
+        "database",
+        "delete",
+        "distinct",
+        "drop",
+        "else",
+        "exists",
+        "false",
+        "following",
+        "for",
+        "from",
+        "full",
+        "grant",
+        "group",
+        "gscluster",
+        "having",
+        "ilike",
+        "in",
+        "increment",
+        "inner",
+        "insert",
+        "intersect",
+        "into",
+        "is",
+        "issue",
+        "join",
+        "lateral",
+        "left",
+        "like",
+        "localtime",
+        "localtimestamp",
+        "minus",
+        "natural",
+        "not",
+        "null",
+        "of",
+        "on",
+        "or",
+        "order",
+        "organization",
+        "qualify",
+        "regexp",
+        "revoke",
+        "right",
+        "rlike",
+        "row",
+        "rows",
+        "sample",
+        "schema",
+        "select",
+        "set",
+        "some",
+        "start",
+        "table",
+        "tablesample",
+        "then",
+        "to",
+        "trigger",
+        "true",
+        "try_cast",
+        "union",
+        "unique",
+        "update",
+        "using",
+        "values",
+        "view",
+        "when",
+        "whenever",
+        "where",
+        "with",
+    ]
+)
+
+
+def _names_as_stored(tree: exp.Query) -> exp.Query:
+    """Snowflake stores plain names in capitals: a name is quoted nowhere, or everywhere."""
+    for name in tree.find_all(exp.Identifier):
+        name.set("quoted", not (_SIMPLE.match(name.name) and name.name not in _RESERVED))
+    return tree
+
+
 def _dialect(name: str, words: _Words) -> Dialect:
-    return Dialect(name, name, macros=_macros(words), passes=_PASSES, plain=_PLAIN)
+    finish = (_names_as_stored,) if name == "snowflake" else ()
+    return Dialect(name, name, macros=_macros(words), passes=_PASSES, plain=_PLAIN, finish=finish)
 
 
 RENDERED: Mapping[str, Dialect] = {
@@ -917,3 +1039,67 @@ RENDERED: Mapping[str, Dialect] = {
     )
 }
 """Written and parsed back, never executed."""
+EXECUTED = ("duckdb", "postgres", "clickhouse", "spark")
+"""The dialects of engines, each in its file."""
+
+
+# ---------------------------------------------------------------- what is shown
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """A statement as it would be written elsewhere; ``refused`` is why it cannot be."""
+
+    step: str
+    text: str | None
+    refused: str | None = None
+
+
+def dialect_of(name: str) -> Dialect:
+    """Of an engine, or one that is only written. Raises UsageError, which lists those known."""
+    if name in RENDERED:
+        return RENDERED[name]
+    if name not in EXECUTED:
+        known = ", ".join((*EXECUTED, *RENDERED))
+        raise UsageError(
+            f"'{name}' is no dialect that statements are written in{did_you_mean(name, (*EXECUTED, *RENDERED))}; known: {known}"
+        )
+    if name == "duckdb":
+        return Dialect("duckdb", "duckdb", native=True)
+    found: Dialect = importlib.import_module(f"payoff.warehouse.engines.{name}").DIALECT
+    return found
+
+
+def written(name: str, statements: Iterable[tuple[str, str]]) -> list[Written]:
+    """Statements (step, text) of ours in the dialect ``name``, those with a table that they keep as its making.
+
+    A table that is made again is dropped before. Raises UsageError for a dialect that is not known.
+    """
+    dialect, made, out = dialect_of(name), set[str](), list[Written]()
+    for step, text in statements:
+        query, table = parsed_query(text)
+        try:
+            tree = dialect.translate(query.tree, step)
+            if table is None:
+                it = tree.sql(dialect=dialect.writer, pretty=True, unsupported_level=_level(dialect))
+            else:
+                create = exp.Create(this=exp.to_table(table), kind="TABLE", expression=tree)
+                if name != "trino":  # which has no temporary tables
+                    create.set("properties", exp.Properties(expressions=[exp.TemporaryProperty()]))
+                it = create.sql(dialect=dialect.writer, pretty=True, unsupported_level=_level(dialect))
+                if table in made:
+                    gone = exp.Drop(
+                        this=exp.to_table(table), kind="VIEW" if "TEMPORARY VIEW" in it[:40] else "TABLE", exists=True
+                    )
+                    it = f"{gone.sql(dialect=dialect.writer)};\n{it}"
+                made.add(table)
+            out.append(Written(step, it))
+        except CannotRun as error:
+            out.append(Written(step, None, f"{name} has no equal form of {error.construct}"))
+        except SqlglotError as error:
+            out.append(Written(step, None, f"{name} has no equal form of it: {str(error).splitlines()[0]}"))
+    return out
+
+
+def _level(dialect: Dialect) -> ErrorLevel:
+    return ErrorLevel.IGNORE if dialect.native else ErrorLevel.RAISE
