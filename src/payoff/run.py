@@ -51,7 +51,7 @@ from payoff.spec.nouns import (
     SumMetric,
     format_duration,
 )
-from payoff.warehouse import cohorts, credit, funnels, paths, prepared
+from payoff.warehouse import cohorts, credit, funnels, paths, prepared, state
 from payoff.warehouse.arms import ArmsReader
 from payoff.warehouse.dialect import CannotRun
 from payoff.warehouse.doctor import Finding, examine
@@ -626,7 +626,8 @@ class Project:
             return prepared.prepare(catalog, wanted, progress)
 
     def drop_prepared(self, sources: Sequence[str] | None = None) -> list[prepared.Report]:
-        """Remove the prepared copies of ``sources`` (default: all)."""
+        """Remove the prepared copies of ``sources`` (default: all), and what runs kept of having counted them."""
+        state.drop(state.home(self.root))
         if sources is None:
             return prepared.drop(self.root)
         with self.catalog(self._known_sources(sources), as_stored=True) as catalog:
@@ -914,8 +915,10 @@ class Project:
     ) -> tuple[dict[str, Refusal], set[str]]:
         """What this engine has no form of, by name, found out before any of it is sent; and the temporary tables of the rest."""
         method = registry.method("experiment")
+        needs = {design.name: method.needs(design) for design in designs}
         plans: dict[str, Callable[[], list[Step]]] = {
-            design.name: partial(_plan_of, catalog, [method.needs(design)]) for design in designs
+            d.name: partial(_plan_of, catalog, [needs[n] for n in (d.name, *d.experiment.interactions) if n in needs])
+            for d in designs
         }
 
         def plan_of(journey: JourneyDesign) -> list[Step]:
