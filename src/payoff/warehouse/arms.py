@@ -162,7 +162,7 @@ class ArmsReader:
                 at, ends = placeholder("quantile"), (placeholder("low_rank"), placeholder("high_rank"))
                 arms = need.arms or ("$arm",)
                 steps += [
-                    units.spread(m, facts),
+                    units.spread(m, facts).keeping(units.table("spread")),
                     units.quantiles(m),
                     *_with_rows(units.below(m, dict.fromkeys(arms, at))),
                 ]
@@ -195,8 +195,10 @@ class ArmsReader:
                 scan.parts = math.ceil(max(wanted, 1) / layout.catalog.engine.memory())
         counts: dict[int, dict[str, Any]] = {}
         arms: dict[int, dict[str, int]] = {}
+        placed: list[tuple[int, Refresh]] = []
+        self._refreshed = {entity: refresh for entity, refresh in self._refreshed.items() if refresh.count()}
         for refresh in self._refreshed.values():
-            refresh.count()
+            placed.append((len(self.steps), refresh))
             self.steps += refresh.steps()
             for x in refresh.experiments:
                 counts[x], arms[x] = refresh.counts(x)
@@ -220,8 +222,9 @@ class ArmsReader:
         answers = {
             need.experiment: self._answer(x, need, counts[x], arms.get(x, {})) for x, need in enumerate(layout.needs)
         }
-        for refresh in self._refreshed.values():
+        for at, refresh in placed:
             refresh.keep()
+            self.steps[at] = replace(self.steps[at], purpose=f"{self.steps[at].purpose} ({refresh.told})")
         return answers
 
     def _looked(self, view: View, query: Callable[[View], Query], what: str) -> dict[str, Any]:

@@ -16,10 +16,11 @@ import fcntl
 import hashlib
 import json
 import os
+import secrets
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from pathlib import Path
@@ -156,18 +157,29 @@ class Store:
                 return
             yield True
 
-    def load(self) -> Held | None:
-        """The last state written whole, None where there is none. Raises Damaged where it cannot be used."""
-        path = self.folder / "manifest.json"
+    def _read_manifest(self) -> dict[str, Any] | None:
         try:
-            told = json.loads(path.read_text())
+            told: Any = json.loads((self.folder / "manifest.json").read_bytes())
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:
-            raise Damaged(f"its manifest cannot be read ({error})") from error
-        body = {key: value for key, value in told.items() if key != "sum"}
-        if told.get("sum") != _digest(body) or told["version"] != VERSION or told["definition"] != self.definition:
+            raise Damaged("its manifest cannot be read") from error
+        body = {key: value for key, value in told.items() if key != "sum"} if isinstance(told, dict) else {}
+        if not body or told.get("sum") != _digest(body) or told["definition"] != self.definition:
             raise Damaged("its manifest is not what was written")
+        return dict(told)
+
+    def load(self) -> Held | None:
+        """The last state written whole, None where there is none. Raises Damaged where it cannot be used."""
+        while True:
+            told = self._read_manifest()
+            try:
+                return None if told is None else self._load(told)
+            except Damaged:
+                if self._read_manifest() == told:  # else another process has stored its own meanwhile
+                    raise
+
+    def _load(self, told: dict[str, Any]) -> Held:
         held = Held(told["first_rows"], facts=told["facts"])
         for name, of in told["columns"].items():
             held.columns[name] = self._column(of, told["first_rows"], told["room"])
@@ -175,7 +187,8 @@ class Store:
             self._apply(held, delta)
         held.parts = {name: Array(None, self.folder / part["file"], part) for name, part in told["parts"].items()}
         self._manifest = told
-        os.utime(path)
+        with suppress(OSError):
+            os.utime(self.folder / "manifest.json")
         return held
 
     def _column(self, told: Mapping[str, Any], rows: int, room: int) -> np.ndarray:
@@ -206,13 +219,12 @@ class Store:
     def save(self, held: Held, changed: np.ndarray | None) -> None:
         """Write a state; ``changed`` are the rows, of those that ``load`` gave, that are not as they were (None: any).
 
-        Raises OSError where it cannot be written; the last state then stays.
+        Raises OSError where it cannot be written; the last state then stays. Call it under the ``lock``.
         """
         last, made = self._manifest, []
-        number = 0 if last is None else last["number"] + 1
-        mark = f"{number:06d}-{os.getpid():x}-{time.time_ns():x}"
+        mark = secrets.token_hex(6)
         try:
-            told: dict[str, Any] = {"version": VERSION, "definition": self.definition, "number": number}
+            told: dict[str, Any] = {"version": VERSION, "definition": self.definition, "mark": mark}
             told |= {"facts": held.facts, "parts": {}}
             for k, (name, part) in enumerate(held.parts.items()):
                 if part.told is None or part.path is None:
@@ -256,6 +268,14 @@ class Store:
         self._manifest = told
         _sync(self.folder)
         self._sweep(told)
+
+    def moved(self) -> bool:
+        """Has another process stored a state since ``load``?"""
+        try:
+            now = self._read_manifest()
+        except Damaged:
+            return False
+        return self._manifest is not None and (now is None or now["mark"] != self._manifest["mark"])
 
     def _beside(self, held: Held, changed: np.ndarray, last: Mapping[str, Any]) -> bool:
         """Are the changes few enough to be written beside the columns?"""
@@ -392,6 +412,10 @@ class _Numbered(_Part):
         return fragment(f"coalesce({UNIT}, -1)")
 
 
+class _TooMany(Exception):
+    """There are more arms than a state counts."""
+
+
 class Refresh:
     """The exposures and folded values of one kind of unit, from the state as far as it holds them, else from the segments.
 
@@ -425,7 +449,7 @@ class Refresh:
         self._were: list[tuple[np.ndarray, dict[str, np.ndarray]]] = []
         self._whole = False
         self._fresh = False
-        self._why = "asked for" if full else "the first of its kind"
+        self._why = self._unkept = ""
         self.recounted = self.rows_read = 0
         self._held = self._load()
 
@@ -440,7 +464,7 @@ class Refresh:
             folds, query = self._folds[scan.table]
             parts.append([repr(folds), query.render(), sorted(scan.users)])
         for key, of in sorted(self._prepared.items()):
-            parts.append([key, of.entity, dict(of.columns), numbering(of)])
+            parts.append([key, of.entity, dict(of.columns), of.numbering])
         return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()
 
     def _key(self, view: View) -> str:
@@ -451,7 +475,25 @@ class Refresh:
 
     # ---------------------------------------------------------------- the run
 
-    def count(self) -> None:
+    def count(self) -> bool:
+        """Bring exposures and values up to the segments that there are. False where that cannot be: there are too many arms."""
+        try:
+            self._bring_up()
+        except _TooMany:
+            return False
+        return True
+
+    def _bring_up(self) -> None:
+        try:
+            self._count()
+        except Damaged as error:
+            looks = self._held.facts["looks"]
+            self._held = self._none(f"the state was damaged ({error})")
+            self._held.facts["looks"] = looks
+            self._were, self.recounted, self.rows_read = [], 0, 0
+            self._count()
+
+    def _count(self) -> None:
         held, facts = self._held, self._held.facts
         self._before = held.rows
         self._changed = np.zeros(held.rows, bool)
@@ -469,24 +511,23 @@ class Refresh:
             facts["segments"][key] = {s.of: s.fingerprint for s in of.segments}
 
     def _load(self) -> Held:
-        held: Held | None = None
-        if not self._full:
-            try:
-                held = self._store.load()
-            except Damaged as error:
-                self._why = f"the state was damaged ({error})"
-        if held is not None:
-            now = {key: {s.of: s.fingerprint for s in p.segments} for key, p in self._prepared.items()}
-            many = [
-                key
-                for key, segments in now.items()
-                if compare(held.facts["segments"][key], segments).rewritten > len(segments) / 2
-            ]
-            if many:
-                held, self._why = None, "more than half of the segments changed"
-        if held is not None:
-            return held
-        self._fresh = True
+        if self._full:
+            return self._none("asked for")
+        try:
+            held = self._store.load()
+        except Damaged as error:
+            return self._none(f"the state was damaged ({error})")
+        if held is None:
+            return self._none("the first of its kind")
+        for key, of in self._prepared.items():
+            now = {s.of: s.fingerprint for s in of.segments}
+            if compare(held.facts["segments"][key], now).rewritten > len(now) / 2:
+                return self._none("more than half of the segments changed")
+        return held
+
+    def _none(self, why: str) -> Held:
+        """A state of no segment."""
+        self._fresh, self._why = True, why
         columns: dict[str, Any] = {"x": np.int16, "unit": np.int32, "t0": np.int64, "lo": np.int32, "hi": np.int32}
         columns |= dict.fromkeys(("n", "no_time", "no_arm"), np.int64)
         for scan in self._scans:
@@ -494,13 +535,8 @@ class Refresh:
         made = Held(0, {name: np.empty(0, kind) for name, kind in columns.items()})
         for scan in self._scans:
             made.columns[f"{scan.table}_cells"] = Accumulators.empty(self._folds[scan.table][0], 0).cells
-        made.facts = {
-            "segments": {key: {} for key in self._prepared},
-            "arms": [],
-            "units": {},
-            "looks": {},
-            "moments": {},
-        }
+        made.facts = {"segments": {key: {} for key in self._prepared}}
+        made.facts |= {"arms": [], "units": {}, "looks": {}, "moments": {}}
         return made
 
     # ---------------------------------------------------------------- exposures
@@ -588,9 +624,10 @@ class Refresh:
                 number[arm] = len(known)
                 known.append(arm)
         if len(known) > _MOST_ARMS:
-            raise DataError(f"has more than {_MOST_ARMS:,} arms", source=self._exposures[0].view.name)
+            raise _TooMany
         table = np.array([*(number[arm] for arm in coded.dictionary.to_pylist()), -1], np.int32)
-        return table[pc.fill_null(coded.indices, len(table) - 1).to_numpy()]
+        codes: np.ndarray = table[pc.fill_null(coded.indices, len(table) - 1).to_numpy()]
+        return codes
 
     def _ranks(self) -> np.ndarray:
         """The place of each arm in the engine's order, which is that of their bytes; one more for the code -1."""
@@ -820,11 +857,10 @@ class Refresh:
         return out
 
     def steps(self) -> list[Step]:
-        """What the figures are counted of, over all segments; the first one says how far that was done before."""
+        """What the figures are counted of, over all segments, whenever that was done."""
         out = []
         for exposure in self._exposures:
-            step = self._exposure(exposure, self._segments(exposure.view), None)
-            out.append(replace(step, purpose=f"{step.purpose} ({self.told})"))
+            out.append(self._exposure(exposure, self._segments(exposure.view), None))
         for scan in self._scans:
             tree = self._folds[scan.table][1].tree.copy()
             base = _rows_of([s.path for s in self._segments(scan.view)])
@@ -877,7 +913,8 @@ class Refresh:
                     known = np.array([arm in declared for arm in arms] or [False])
                     enters &= (c["x"] != x) | known[c["lo"]]
         rows = np.flatnonzero(enters)
-        coded = pa.DictionaryArray.from_arrays(pa.array(c["lo"][rows]), pa.array(arms, pa.string()))
+        named = pa.array(np.array(arms, object), pa.string())
+        coded = pa.DictionaryArray.from_arrays(pa.array(c["lo"][rows]), named)
         exposed = {"uid": rows, "x": c["x"][rows], "arm": coded, "t0": c["t0"][rows]}
         name = f"exposed_{self.entity}"
         if self._ids_are_read():
@@ -957,10 +994,11 @@ class Refresh:
             after, came = self._sum_up(make, facts, {n: c[n][rows] for n in self._kept()}, names, families)
             sums = ExactMoments.from_dict(len(names), families, known["sums"]).retract(before).merge(after)
             whole = {row["arm"]: row for row in known["rows"]}
-            found = _moved(whole, {r["arm"]: r for r in gone}, {r["arm"]: r for r in came})
-            if found is None:  # an extreme is gone, and which is the next one only all units tell
+            moved_rows = _moved(whole, {r["arm"]: r for r in gone}, {r["arm"]: r for r in came})
+            if moved_rows is None:  # an extreme is gone, and which is the next one only all units tell
                 self._tables({n: c[n][: held.rows][mine] for n in self._kept()})
-                found = self._counted_by_arm(step)
+                moved_rows = self._counted_by_arm(step)
+            found = moved_rows
         found = [row for row in found if row["arm"] in self.counts(x)[1]]
         held.facts["moments"][str(x)] = {"mark": mark, "cutoffs": cutoffs, "sums": sums.to_dict(), "rows": found}
         arms: list[str] = held.facts["arms"]
@@ -1017,19 +1055,26 @@ class Refresh:
         return name
 
     def keep(self) -> None:
-        """Store the state. Raises OSError; the last one then stays."""
-        with self._store.lock() as mine:
-            if mine:
+        """Store the state, unless another run of the same is at it. Where it cannot be written, ``told`` says so and the last stays."""
+        try:
+            with self._store.lock() as alone:
+                if not alone or (not self._fresh and self._store.moved()):
+                    self._unkept = "another run stored its state"
+                    return
                 self._store.save(self._held, None if self._fresh else np.flatnonzero(self._changed[: self._before]))
+            sweep(self._store.folder.parent)
+        except OSError as error:
+            self._unkept = f"the state could not be stored: {error.strerror or error}"
 
     @property
     def told(self) -> str:
         """How it went, in a sentence."""
         segments = sum(len(p.segments) for p in self._prepared.values())
+        unkept = f"; {self._unkept}" if self._unkept else ""
         if self._fresh:
-            return f"full: {self._why}; {segments:,} segments read"
+            return f"full: {self._why}; {segments:,} segments read{unkept}"
         new = sum(len(c.added) + len(c.late) + len(c.changed) for c in self._changes.values())
-        return f"refresh: {new:,} new segments of {segments:,}; {self.recounted:,} units recomputed"
+        return f"refresh: {new:,} new segments of {segments:,}; {self.recounted:,} units recomputed{unkept}"
 
 
 def _numbered(cutoffs: Mapping[str, int | None]) -> dict[str, int | None]:
@@ -1079,8 +1124,6 @@ class _Places:
         """Rows, -1 where there is none."""
         at = self._at[x]
         inside = unit + 1 < len(at)
-        if inside.all():
-            return at[unit + 1]
         out = np.full(len(unit), -1, at.dtype)
         out[inside] = at[unit[inside] + 1]
         return out
@@ -1170,8 +1213,3 @@ def _views(layout: Layout, entity: str) -> list[View]:
     """What is refreshed: where exposures are, and what is folded."""
     exposures = [e.view for e in layout.exposures if e.entity == entity]
     return exposures + [scan.view for scan in layout.scans if scan.entity == entity]
-
-
-def numbering(prepared: Prepared) -> str:
-    """What the numbers of a layout's units are of: they are the same as long as this is."""
-    return getattr(prepared, "numbering", "")
