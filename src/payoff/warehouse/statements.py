@@ -580,8 +580,10 @@ class Statements:
                     )
                 )
             else:
-                out.append(exp.alias_(fragment("CASE WHEN min($v) = max($v) THEN min($v) END", v=v), name))
-                out.append(exp.alias_(fragment("coalesce(min($v) <> max($v), false)", v=v), f"{name}_many"))
+                truths = view.type_of(self._known(view, key)) == "BOOLEAN"  # not every engine has a least truth
+                low, high = ("bool_and($v)", "bool_or($v)") if truths else ("min($v)", "max($v)")
+                out.append(exp.alias_(fragment(f"CASE WHEN {low} = {high} THEN {low} END", v=v), name))
+                out.append(exp.alias_(fragment(f"coalesce({low} <> {high}, false)", v=v), f"{name}_many"))
         rows = exp.select(*row.columns()).from_(view.relation.select.copy().subquery("base"))
         if view.where is not None:
             rows = rows.where(view.where.copy())

@@ -138,6 +138,30 @@ _FUNCTIONS: tuple[tuple[str, str, str], ...] = (
         """CASE WHEN $2 <> 0 THEN $1 / $2 WHEN $1 > 0 AND $1 < 'NaN' THEN 'Infinity'::double precision
                 WHEN $1 < 0 THEN '-Infinity'::double precision WHEN $1 IS NOT NULL AND $2 = 0 THEN 'NaN'::double precision END""",
     ),
+    (
+        "round(double precision)",
+        "double precision",
+        """CASE WHEN abs($1) < 4503599627370496
+                THEN sign($1) * (floor(abs($1)) + CASE WHEN abs($1) - floor(abs($1)) >= 0.5 THEN 1 ELSE 0 END) ELSE $1 END""",
+    ),
+    ("round(numeric)", "numeric", "pg_catalog.round($1)"),
+    ("round(double precision, integer)", "double precision", "pg_temp.round($1 * 10.0 ^ $2) / 10.0 ^ $2"),
+    ("round(numeric, integer)", "numeric", "pg_catalog.round($1, $2)"),
+    (
+        "ln(double precision)",
+        "double precision",
+        "CASE WHEN $1 > 0 THEN pg_catalog.ln($1) WHEN $1 = 0 THEN '-Infinity' WHEN $1 < 0 THEN 'NaN'::double precision END",
+    ),
+    (
+        "exp(double precision)",
+        "double precision",
+        "CASE WHEN $1 = 'NaN' OR $1 BETWEEN -745 AND 709.78 THEN pg_catalog.exp($1) WHEN $1 < 0 THEN 0 WHEN $1 > 0 THEN 'Infinity' END",
+    ),
+    (
+        "sqrt(double precision)",
+        "double precision",
+        "CASE WHEN $1 >= 0 THEN pg_catalog.sqrt($1) WHEN $1 < 0 THEN 'NaN'::double precision END",
+    ),
     ("is_finite(double precision)", "boolean", "abs($1) < 'Infinity'::double precision"),
     ("is_finite(date)", "boolean", "isfinite($1)"),
     ("is_finite(timestamp)", "boolean", "isfinite($1)"),
@@ -355,6 +379,16 @@ def _arg_best(descending: bool) -> Macro:
     return macro
 
 
+def _list_extract(node: exp.Expr) -> exp.Expr:
+    listed, at = node.expressions[0], exp.cast(node.expressions[1], "INT")
+    # of the list that arg_max found: lists within a list are no list of lists here, so their elements are gathered
+    gathered = listed.find(exp.ArrayAgg) if isinstance(listed, exp.Dot) else None
+    if gathered is None:
+        return _own("list_extract", listed, at)
+    gathered.this.set("this", _own("list_extract", gathered.this.this.copy(), at))
+    return listed
+
+
 def _extract_field(node: exp.Expr) -> exp.Expr:
     """A part of the least or greatest of pairs: the pairs are ordered by their parts, NULL behind all else."""
     of, where = node.this, None
@@ -508,8 +542,13 @@ def _date_diff(node: exp.Expr) -> exp.Expr:
 
 
 def _rounded(node: exp.Expr) -> exp.Expr:
-    """DuckDB rounds halves away from 0, PostgreSQL a double's to even: by its decimals they agree."""
-    raise NoForm("round()")
+    """Halves away from 0, which of a double PostgreSQL itself takes to the even number."""
+    places = node.args.get("decimals")
+    if places is None:
+        return _own("round", node.this)
+    if not (isinstance(places, exp.Literal) and not places.is_string):
+        raise NoForm("round() to a computed or negative number of places")
+    return _own("round", node.this, places)
 
 
 def _contains(node: exp.Expr) -> exp.Expr:
@@ -584,10 +623,6 @@ def _json_text(node: exp.Expr) -> exp.Expr:
     return _bytewise(found if text else exp.cast(found, "TEXT"))
 
 
-def _inside_path(node: exp.Expr) -> exp.Expr:
-    return node
-
-
 def _positive(name: str) -> Macro:
     """A function of text and places, where both count from 1 and none is negative."""
 
@@ -602,8 +637,24 @@ def _positive(name: str) -> Macro:
     return macro
 
 
-def _mean(name: str) -> Macro:
-    return lambda node: _builtin(name, _double(node.this))
+def _log(node: exp.Expr) -> exp.Expr:
+    base, of = (node.this, node.expression) if node.expression is not None else (exp.Literal.number(10), node.this)
+    if not isinstance(base, exp.Literal):
+        raise NoForm("log() to a computed base")
+    below = _own("ln", exp.Literal.number(base.name))
+    return exp.paren(exp.Div(this=_own("ln", of), expression=below, typed=True, safe=False))
+
+
+def _date(node: exp.Expr) -> exp.Expr:
+    if node.this is None or node.expressions or node.args.get("zone") is not None:
+        raise NoForm("date() of parts")
+    return _own("to_date", node.this)
+
+
+def _hash(node: exp.Expr) -> exp.Expr:
+    """A number of 63 bits of an id as text: the server's own, for what is only grouped by it."""
+    number = _builtin("hashtextextended", _bytewise(exp.paren(node.expressions[0])), exp.Literal.number(0))
+    return exp.paren(exp.BitwiseAnd(this=number, expression=exp.Literal.number(2**63 - 1)))
 
 
 def _fsum(node: exp.Expr) -> exp.Expr:
@@ -649,6 +700,7 @@ _MACROS: Mapping[type[exp.Expr] | str, Macro] = {
     exp.StartsWith: lambda node: _builtin("starts_with", node.this, node.expression),
     exp.EndsWith: _ends_with,
     exp.Concat: _concat,
+    exp.Round: _rounded,
     exp.Trim: _trim,
     exp.GroupConcat: _group_concat,
     exp.Substring: _positive("substr"),
@@ -675,18 +727,30 @@ _MACROS: Mapping[type[exp.Expr] | str, Macro] = {
     exp.TimeToUnix: lambda node: exp.Div(
         this=_double(_own("epoch_us", node.this)), expression=exp.Literal.number("1000000.0"), typed=True, safe=False
     ),
-    exp.Exp: _mean("exp"),
-    exp.Sqrt: _mean("sqrt"),
+    exp.Exp: _renamed("exp"),
+    exp.Sqrt: _renamed("sqrt"),
+    exp.Ln: _renamed("ln"),
+    exp.Log: _log,
+    exp.Pow: lambda node: _builtin("power", _double(node.this), _double(node.expression)),
+    exp.DateFromParts: lambda node: _builtin("make_date", *(node.args[k] for k in ("year", "month", "day"))),
+    exp.Date: _date,
+    exp.TsOrDsToDate: lambda node: _own("to_date", node.this),
+    exp.IsInf: lambda node: exp.paren(
+        exp.EQ(this=exp.Abs(this=_double(node.this)), expression=exp.cast(exp.Literal.string("Infinity"), _DOUBLE))
+    ),
+    exp.StrPosition: lambda node: _builtin("strpos", node.this, node.args["substr"]),
+    "instr": lambda node: _builtin("strpos", *node.expressions),
     exp.JSONExtract: _json_text,
     exp.JSONExtractScalar: _json_text,
     exp.IsNan: lambda node: exp.paren(exp.EQ(this=_double(node.this), expression=exp.cast(exp.Literal.string("NaN"), _DOUBLE))),
     "epoch_us": lambda node: _own("epoch_us", *node.expressions),
     "isfinite": lambda node: _own("is_finite", *node.expressions),
-    "list_extract": lambda node: _own("list_extract", node.expressions[0], exp.cast(node.expressions[1], "INT")),
+    "list_extract": _list_extract,
     "list_contains": _list_contains,
     "make_timestamptz": _from_epoch_tz,
     "date_part": _extract,
     "fsum": _fsum,
+    "hash": _hash,
     "bit_count": _days,
     # made by passes
     "width_bucket": lambda node: node,
@@ -697,8 +761,8 @@ _PLAIN: frozenset[type[exp.Expr]] = frozenset(
     {
         *(exp.Array, exp.ArrayAgg, exp.NullSafeEQ, exp.NullSafeNEQ, exp.DPipe, exp.Greatest, exp.Least, exp.LogicalOr),
         *(exp.LogicalAnd, exp.BitwiseAnd, exp.BitwiseOr, exp.BitwiseOrAgg, exp.LastValue, exp.FirstValue, exp.Qualify),
-        *(exp.Floor, exp.Ceil, exp.Pow, exp.Replace, exp.Chr, exp.MD5, exp.Interval, exp.Escape, exp.Collate, exp.Lambda),
-        *(exp.PropertyEQ, exp.Lateral, exp.Values, exp.Sign, exp.DateFromParts),
+        *(exp.Floor, exp.Ceil, exp.Replace, exp.Chr, exp.MD5, exp.Interval, exp.Escape, exp.Collate, exp.Lambda),
+        *(exp.PropertyEQ, exp.Lateral, exp.Values, exp.Sign, exp.DateAdd),
         *(exp.JSONPath, exp.JSONPathKey, exp.JSONPathRoot, exp.JSONPathSubscript),
     }
 )
@@ -848,7 +912,8 @@ def _bisected(select: exp.Select, join: exp.Join) -> None:
     on = [e.copy() for e in equal]
     for c in list(select.find_all(exp.Column)):
         if c.table == name and c.name in used and c.find_ancestor(exp.Join) is not join and c.find_ancestor(exp.Select) is select:
-            c.replace(_builtin("list_extract", c.copy(), place.copy()))
+            found = _builtin("list_extract", c.copy(), place.copy())
+            c.replace(exp.alias_(found, c.name, quoted=True) if c.parent is select and c.arg_key == "expressions" else found)
     left = join.side == "LEFT"
     if not left:
         on.append(exp.Not(this=exp.Is(this=_builtin("list_extract", theirs.copy(), place.copy()), expression=exp.null())))
