@@ -1066,7 +1066,7 @@ class Project:
         def opened(name: str) -> Catalog:
             # sessions are made of other sources; any other is looked at by itself
             return self.catalog(
-                [name] if known[name].sessions is None else self.loaded.needed_sources([name]), progress
+                [name] if known[name].sessions is None else self.loaded.needed_sources([name]), progress, as_stored=True
             )
 
         return examine(opened, known)

@@ -318,6 +318,22 @@ def test_what_could_change_unseen_is_refused(tmp_path: Path) -> None:
     assert [r.sources[0] for r in project.prepare()] == ["seen", "chosen"]
 
 
+def test_tables_are_called_whatever_they_are_called(tmp_path: Path) -> None:
+    """Also what preparing calls its own steps."""
+    names = ("units", "stored", "own", "rows", "seen", "segment", "every")
+    tables = "".join(
+        f"CREATE TABLE {n} AS SELECT i % {k} AS unit, TIMESTAMP '2026-01-01' + to_days((i % 5)::INT) AS t FROM range(40) AS r(i);"
+        for k, n in enumerate(names, 3)
+    )
+    sources = "".join(f"  {n}: {{table: {n}, time: t, entity: {{user: unit}}}}\n" for n in names)
+    project = make_project(tmp_path, f"sources:\n{sources}", tables)
+    for k, name in enumerate(names, 3):
+        (report,) = project.prepare([name])
+        assert (report.units, report.rows) == (k, 40)
+        assert set(ids_of(fresh(project, name)).values()) == set(range(k))
+        the_same_rows(project, name)
+
+
 def test_hostile_paths_links_and_places_outside(tmp_path: Path) -> None:
     rng = np.random.default_rng(2)
     folder = tmp_path / "a [1] 'b'"

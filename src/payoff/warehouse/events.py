@@ -143,7 +143,7 @@ def profile_step(catalog: Catalog, event: Event, entity: str, *, ids: bool = Fal
         repeated=_repeated(view, ids),
         base=_base(view, event),
     )
-    return Step(f"look at {event.source}", "rows, units, times", event.source, _columns(view, event, entity), (), query)
+    return Step(f"look at {event.source}", event.source, "rows, units, times", _columns(view, event, entity), (), query)
 
 
 def _faults_step(catalog: Catalog, event: Event, entity: str, now_us: int, *, ids: bool = False) -> Step:
@@ -166,7 +166,7 @@ def _faults_step(catalog: Catalog, event: Event, entity: str, now_us: int, *, id
         base=_base(view, event),
     )
     columns = _columns(view, event, entity)
-    return Step(f"faults of {event.source}", "rows that do not enter, by reason", event.source, columns, (), query)
+    return Step(f"faults of {event.source}", event.source, "rows that do not enter, by reason", columns, (), query)
 
 
 def _base(view: View, event: Event) -> Query:
