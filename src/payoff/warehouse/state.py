@@ -55,6 +55,8 @@ _SPARE = 1.2
 """Rows that a column's file has room for, of those that it holds: what is added later is written beside it."""
 _DELTA = 0.5
 """A share of the rows: when the changes kept beside the columns are more, the columns are written anew."""
+_DELTAS = 50
+"""Files of such changes: when there are as many, too."""
 _BLOCK = 8192
 
 
@@ -285,6 +287,7 @@ class Store:
         return (
             same == {name: (column.dtype.str, column.shape[1:]) for name, column in held.columns.items()}
             and held.rows <= last["room"]
+            and len(last["deltas"]) < _DELTAS
             and kept + wanted <= _DELTA * last["first_rows"]
         )
 
