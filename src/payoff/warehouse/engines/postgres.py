@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 from sqlglot import exp
@@ -42,7 +42,9 @@ def _as_moment(kind: str) -> str:
     told = f"CASE WHEN $1 ~ '^{_DAY}{_TIME}({_ZONE})?\\s*$' THEN $1 ELSE {_NO_TIME} END"
     if kind == "timestamptz":
         return f"({told})::timestamptz"
-    naive = f"({told})::timestamptz AT TIME ZONE 'UTC'"  # the session's zone is UTC: without an offset it changes nothing
+    naive = (
+        f"({told})::timestamptz AT TIME ZONE 'UTC'"  # the session's zone is UTC: without an offset it changes nothing
+    )
     return naive if kind == "timestamp" else f"({naive})::date"
 
 
@@ -257,7 +259,21 @@ _OF_TYPE: dict[exp.DType, str] = {
     exp.DType.TIMESTAMP: "to_timestamp",
     exp.DType.TIMESTAMPTZ: "to_timestamptz",
 }
-_TRUTHS = (exp.EQ, exp.NEQ, exp.GT, exp.GTE, exp.LT, exp.LTE, exp.And, exp.Or, exp.Not, exp.Is, exp.In, exp.Between, exp.Boolean)
+_TRUTHS = (
+    exp.EQ,
+    exp.NEQ,
+    exp.GT,
+    exp.GTE,
+    exp.LT,
+    exp.LTE,
+    exp.And,
+    exp.Or,
+    exp.Not,
+    exp.Is,
+    exp.In,
+    exp.Between,
+    exp.Boolean,
+)
 _INTEGERS = (exp.DType.TINYINT, exp.DType.SMALLINT, exp.DType.INT, exp.DType.BIGINT, exp.DType.INT128)
 
 
@@ -365,14 +381,19 @@ def _quantile(node: exp.Expr) -> exp.Expr:
 
 def _first_by(value: exp.Expr, keys: Sequence[exp.Expr], descending: bool) -> exp.Expr:
     """The value of the row that comes first by keys, as an aggregate."""
-    order = [exp.Ordered(this=k, desc=descending, nulls_first=descending and k is keys[-1] and len(keys) > 1) for k in keys]
+    order = [
+        exp.Ordered(this=k, desc=descending, nulls_first=descending and k is keys[-1] and len(keys) > 1) for k in keys
+    ]
     return exp.ArrayAgg(this=exp.Order(this=value, expressions=order))
 
 
 def _arg_best(descending: bool) -> Macro:
     def macro(node: exp.Expr) -> exp.Expr:
         value, key = node.this, node.expression
-        known = exp.and_(exp.Not(this=exp.Is(this=value.copy(), expression=exp.null())), exp.Not(this=exp.Is(this=key.copy(), expression=exp.null())))
+        known = exp.and_(
+            exp.Not(this=exp.Is(this=value.copy(), expression=exp.null())),
+            exp.Not(this=exp.Is(this=key.copy(), expression=exp.null())),
+        )
         listed = exp.Filter(this=_first_by(value, [key], descending), expression=exp.Where(this=known))
         return _own("list_extract", listed, exp.Literal.number(1))
 
@@ -386,7 +407,8 @@ def _list_extract(node: exp.Expr) -> exp.Expr:
     if gathered is None:
         return _own("list_extract", listed, at)
     gathered.this.set("this", _own("list_extract", gathered.this.this.copy(), at))
-    return listed
+    found: exp.Expr = listed
+    return found
 
 
 def _extract_field(node: exp.Expr) -> exp.Expr:
@@ -430,7 +452,11 @@ def _series(node: exp.Expr) -> exp.Expr:
 
 
 def _bracket(node: exp.Expr) -> exp.Expr:
-    if len(node.expressions) == 1 and isinstance(node.expressions[0], exp.Literal) and not node.expressions[0].is_string:
+    if (
+        len(node.expressions) == 1
+        and isinstance(node.expressions[0], exp.Literal)
+        and not node.expressions[0].is_string
+    ):
         at = int(node.expressions[0].name)
         if at >= 0:
             return _own("list_extract", node.this, exp.Literal.number(at + 1))  # sqlglot counts from 0
@@ -491,8 +517,31 @@ def _part(unit: str) -> Macro:
 
 
 _PARTS = {
-    **{p: p for p in ("year", "month", "day", "hour", "minute", "second", "quarter", "week", "isodow", "doy", "decade", "century")},
-    **{"dayofweek": "dow", "weekday": "dow", "dow": "dow", "dayofmonth": "day", "dayofyear": "doy", "isoyear": "isoyear"},
+    **{
+        p: p
+        for p in (
+            "year",
+            "month",
+            "day",
+            "hour",
+            "minute",
+            "second",
+            "quarter",
+            "week",
+            "isodow",
+            "doy",
+            "decade",
+            "century",
+        )
+    },
+    **{
+        "dayofweek": "dow",
+        "weekday": "dow",
+        "dow": "dow",
+        "dayofmonth": "day",
+        "dayofyear": "doy",
+        "isoyear": "isoyear",
+    },
 }
 
 
@@ -518,7 +567,11 @@ def _from_epoch(node: exp.Expr) -> exp.Expr:
     power = 0 if scale is None else int(scale.name)
     if power == 0:
         return _builtin("to_timestamp", _double(node.this))
-    us = node.this if power == 6 else exp.Mul(this=exp.paren(node.this), expression=exp.Literal.number(10 ** (6 - power)))
+    us = (
+        node.this
+        if power == 6
+        else exp.Mul(this=exp.paren(node.this), expression=exp.Literal.number(10 ** (6 - power)))
+    )
     return _own("at_us", exp.cast(us, "BIGINT"))
 
 
@@ -530,7 +583,14 @@ def _from_epoch_tz(node: exp.Expr) -> exp.Expr:
 
 def _date_diff(node: exp.Expr) -> exp.Expr:
     unit = node.args["unit"].name.lower() if node.args.get("unit") is not None else "day"
-    sizes = {"microsecond": 1, "millisecond": 10**3, "second": 10**6, "minute": 60 * 10**6, "hour": 3600 * 10**6, "day": 86400 * 10**6}
+    sizes = {
+        "microsecond": 1,
+        "millisecond": 10**3,
+        "second": 10**6,
+        "minute": 60 * 10**6,
+        "hour": 3600 * 10**6,
+        "day": 86400 * 10**6,
+    }
     if unit not in sizes:
         raise NoForm(f"date_diff() in {unit}s")
 
@@ -584,7 +644,11 @@ def _ignore_nulls(node: exp.Expr) -> exp.Expr:
 
 
 def _concat(node: exp.Expr) -> exp.Expr:
-    return exp.Concat(expressions=[_own("to_text", e) if not _is_constant(e) else e for e in node.expressions], safe=True, coalesce=True)
+    return exp.Concat(
+        expressions=[_own("to_text", e) if not _is_constant(e) else e for e in node.expressions],
+        safe=True,
+        coalesce=True,
+    )
 
 
 def _trim(node: exp.Expr) -> exp.Expr:
@@ -596,7 +660,10 @@ def _group_concat(node: exp.Expr) -> exp.Expr:
     of = node.this
     ordered = of if isinstance(of, exp.Order) else None
     value = ordered.this if ordered is not None else of
-    node.set("this", exp.Order(this=_bytewise(exp.paren(value)), expressions=ordered.expressions) if ordered else _bytewise(value))
+    node.set(
+        "this",
+        exp.Order(this=_bytewise(exp.paren(value)), expressions=ordered.expressions) if ordered else _bytewise(value),
+    )
     return node
 
 
@@ -662,7 +729,10 @@ def _fsum(node: exp.Expr) -> exp.Expr:
 
 
 def _days(node: exp.Expr) -> exp.Expr:
-    return _builtin("bit_count", exp.cast(exp.cast(node.expressions[0], "BIGINT"), exp.DataType.build("BIT(64)", dialect="postgres")))
+    return _builtin(
+        "bit_count",
+        exp.cast(exp.cast(node.expressions[0], "BIGINT"), exp.DataType.build("BIT(64)", dialect="postgres")),
+    )
 
 
 _MACROS: Mapping[type[exp.Expr] | str, Macro] = {
@@ -742,7 +812,9 @@ _MACROS: Mapping[type[exp.Expr] | str, Macro] = {
     "instr": lambda node: _builtin("strpos", *node.expressions),
     exp.JSONExtract: _json_text,
     exp.JSONExtractScalar: _json_text,
-    exp.IsNan: lambda node: exp.paren(exp.EQ(this=_double(node.this), expression=exp.cast(exp.Literal.string("NaN"), _DOUBLE))),
+    exp.IsNan: lambda node: exp.paren(
+        exp.EQ(this=_double(node.this), expression=exp.cast(exp.Literal.string("NaN"), _DOUBLE))
+    ),
     "epoch_us": lambda node: _own("epoch_us", *node.expressions),
     "isfinite": lambda node: _own("is_finite", *node.expressions),
     "list_extract": _list_extract,
@@ -867,17 +939,23 @@ def _bisected(select: exp.Select, join: exp.Join) -> None:
     name = table.alias_or_name
     order: exp.Expr | None = None
     equal: list[exp.EQ] = []
-    for condition in join.args["on"].flatten() if isinstance(join.args["on"], exp.And) else [join.args["on"]]:
-        condition = condition.unnest()
+    for part in join.args["on"].flatten() if isinstance(join.args["on"], exp.And) else [join.args["on"]]:
+        condition = part.unnest()
         if isinstance(condition, exp.EQ):
             equal.append(condition)
         else:
             order = condition
     if not isinstance(order, exp.GT | exp.GTE | exp.LT | exp.LTE) or not isinstance(table, exp.Table):
         raise NoForm("an ASOF JOIN of this kind")
-    mine, theirs, kind = order.this, order.expression, type(order)
+    mine, theirs = order.this, order.expression
+    kind: type[exp.Expr] = type(order)
     if isinstance(mine, exp.Column) and mine.table == name:
-        swapped = {exp.GT: exp.LT, exp.GTE: exp.LTE, exp.LT: exp.GT, exp.LTE: exp.GTE}
+        swapped: dict[type[exp.Expr], type[exp.Expr]] = {
+            exp.GT: exp.LT,
+            exp.GTE: exp.LTE,
+            exp.LT: exp.GT,
+            exp.LTE: exp.GTE,
+        }
         mine, theirs, kind = theirs, mine, swapped[kind]
     if not (isinstance(theirs, exp.Column) and theirs.table == name):
         raise NoForm("an ASOF JOIN of this kind")
@@ -886,7 +964,9 @@ def _bisected(select: exp.Select, join: exp.Join) -> None:
     used = {
         c.name
         for c in select.find_all(exp.Column)
-        if c.table == name and not any(c.find_ancestor(type(p)) is p for p in places) and c.find_ancestor(exp.Select) is select
+        if c.table == name
+        and not any(c.find_ancestor(type(p)) is p for p in places)
+        and c.find_ancestor(exp.Select) is select
     } | {theirs.name}
     used -= {k.name for k in keys}
 
@@ -899,7 +979,9 @@ def _bisected(select: exp.Select, join: exp.Join) -> None:
 
     def listed(column: str) -> exp.Expr:
         return exp.alias_(
-            exp.ArrayAgg(this=exp.Order(this=exp.column(column), expressions=[exp.Ordered(this=exp.column(theirs.name))])),
+            exp.ArrayAgg(
+                this=exp.Order(this=exp.column(column), expressions=[exp.Ordered(this=exp.column(theirs.name))])
+            ),
             column,
         )
 
@@ -909,14 +991,23 @@ def _bisected(select: exp.Select, join: exp.Join) -> None:
         .where(exp.Not(this=exp.Is(this=exp.column(theirs.name), expression=exp.null())))
         .group_by(*(exp.column(k.name) for k in keys))
     )
-    on = [e.copy() for e in equal]
+    on: list[exp.Expr] = [e.copy() for e in equal]
     for c in list(select.find_all(exp.Column)):
-        if c.table == name and c.name in used and c.find_ancestor(exp.Join) is not join and c.find_ancestor(exp.Select) is select:
+        if (
+            c.table == name
+            and c.name in used
+            and c.find_ancestor(exp.Join) is not join
+            and c.find_ancestor(exp.Select) is select
+        ):
             found = _builtin("list_extract", c.copy(), place.copy())
-            c.replace(exp.alias_(found, c.name, quoted=True) if c.parent is select and c.arg_key == "expressions" else found)
+            c.replace(
+                exp.alias_(found, c.name, quoted=True) if c.parent is select and c.arg_key == "expressions" else found
+            )
     left = join.side == "LEFT"
     if not left:
-        on.append(exp.Not(this=exp.Is(this=_builtin("list_extract", theirs.copy(), place.copy()), expression=exp.null())))
+        on.append(
+            exp.Not(this=exp.Is(this=_builtin("list_extract", theirs.copy(), place.copy()), expression=exp.null()))
+        )
     join.set("method", None)
     join.set("this", arrays.subquery(name))
     join.set("on", exp.and_(*on))
@@ -954,7 +1045,11 @@ def _ahead(tree: exp.Query) -> exp.Query:
                 order=exp.Order(expressions=ordered),
                 over="OVER",
                 spec=exp.WindowSpec(
-                    kind="ROWS", start="UNBOUNDED", start_side="PRECEDING", end=exp.Literal.number(1), end_side="PRECEDING"
+                    kind="ROWS",
+                    start="UNBOUNDED",
+                    start_side="PRECEDING",
+                    end=exp.Literal.number(1),
+                    end_side="PRECEDING",
                 ),
             )
         )
@@ -979,7 +1074,8 @@ def _rows_of_structs(tree: exp.Query) -> exp.Query:
             rows.append(exp.Tuple(expressions=[condition.copy(), *(p.expression.copy() for p in struct.expressions)]))
         columns = [f"{it}_is", *(f"{it}_{n}" for n in names)]
         values = exp.Values(
-            expressions=rows, alias=exp.TableAlias(this=exp.to_identifier(it), columns=[exp.to_identifier(c) for c in columns])
+            expressions=rows,
+            alias=exp.TableAlias(this=exp.to_identifier(it), columns=[exp.to_identifier(c) for c in columns]),
         )
         select.append("joins", exp.Join(this=exp.Lateral(this=values), kind="CROSS"))
         select.set("expressions", [e for e in select.expressions if e is not alias] + [exp.column(c) for c in columns])
@@ -1047,7 +1143,17 @@ DIALECT = Dialect(
     "postgres",
     "postgres",
     macros=_MACROS,
-    passes=(_group_all, _by_place, _no_exclude, _called, _latest_before, _ahead, _rows_of_structs, _bits, _word_columns),
+    passes=(
+        _group_all,
+        _by_place,
+        _no_exclude,
+        _called,
+        _latest_before,
+        _ahead,
+        _rows_of_structs,
+        _bits,
+        _word_columns,
+    ),
     plain=_PLAIN,
     finish=(_named,),
 )
@@ -1098,9 +1204,7 @@ class PostgresEngine(Engine):
 
     dialect = DIALECT
 
-    def __init__(
-        self, name: str, connection: PostgresConnection, root: Path, progress: Progress | None = None
-    ) -> None:
+    def __init__(self, name: str, connection: PostgresConnection, root: Path, progress: Progress | None = None) -> None:
         self._label, self._progress = name, progress
         self._types: dict[int, str] = {}
         self._places: dict[tuple[str, ...], exp.Table] = {}
@@ -1147,7 +1251,9 @@ class PostgresEngine(Engine):
         number = session.info.server_version
         self.version = ".".join(str(part) for part in (number // 10_000, number % 10_000))
         if number < 130_000:
-            raise ConnectionFailed(f"connection '{self._label}': PostgreSQL {self.version} is too old; 13 is the oldest read")
+            raise ConnectionFailed(
+                f"connection '{self._label}': PostgreSQL {self.version} is too old; 13 is the oldest read"
+            )
         if encoding is None or encoding[0] != "UTF8":
             raise ConnectionFailed(
                 f"connection '{self._label}': the database's encoding is {encoding and encoding[0]}, and only UTF8 is read"
@@ -1308,11 +1414,15 @@ class PostgresEngine(Engine):
                 " temp_file_limit, or read a shorter window"
             )
         if code in ("53200", "53300"):
-            return ConnectionFailed(f"{what}: the server is out of memory or of connections ({reason}); try again later")
+            return ConnectionFailed(
+                f"{what}: the server is out of memory or of connections ({reason}); try again later"
+            )
         if code == "42501":
             if "temporary" in reason:
                 return self._not_allowed(error)
-            return DataError(f"{what}: {reason}; GRANT SELECT on it (and USAGE on its schema) to the role", source=source)
+            return DataError(
+                f"{what}: {reason}; GRANT SELECT on it (and USAGE on its schema) to the role", source=source
+            )
         if code in ("57014", "55P03", "40P01", "40001"):
             return ConnectionFailed(f"{what}: the server stopped the statement ({reason}); run it again")
         return DataError(f"{what}: {reason}", source=source)
