@@ -162,10 +162,11 @@ def test_what_is_not_finite_is_told_as_sql_tells_it(bad: str, tmp_path: Path, wa
         FROM range(40) AS t(i);
         CREATE TABLE events AS SELECT i % 40 AS user_id, TIMESTAMP '2026-01-02' AS ts,
         CASE WHEN i < 4 THEN '{bad}'::DOUBLE * (i + 1) ELSE i END AS amount FROM range(80) AS t(i);
+        INSERT INTO events VALUES (0, TIMESTAMP '2026-02-02', 1);
         """,
         root="defaults: {entity: user, window: 9d}",
     )
-    with pytest.raises(DataError) as in_sql:
+    with pytest.raises(DataError, match=r"NaN or infinite|too large for a variance") as in_sql:
         project.run(record=False)
     project.prepare(["events"])
     with pytest.raises(DataError) as in_a_walk:

@@ -221,9 +221,9 @@ class Units:
             return step
         names = list(dict.fromkeys(name for family in parts.families for name in family))
         rows = sql(
-            "SELECT $named FROM entering",
+            "SELECT $named FROM one_by_one_rows",
             named=[*(column(key) for key in keys), *(exp.cast(column(n), "DOUBLE").as_(n, quoted=True) for n in names)],
-            entering=source,
+            one_by_one_rows=source,
         )
         purpose = "their moments are summed exactly outside SQL: no order of rows changes a digit"
         return Summed(
