@@ -17,7 +17,6 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -233,12 +232,16 @@ def on_postgres(folder: Path, tables: Tables) -> Iterator[Place]:
 
 @contextmanager
 def on_spark(folder: Path, tables: Tables) -> Iterator[Place]:
+    os.environ.setdefault("RUST_LOG", "error")  # its log goes to stderr, which is the tests'
     try:
-        import pyspark.sql.connect  # noqa: F401
-        from pysail.spark import SparkConnectServer
+        with warnings.catch_warnings():  # of pandas, and of its own old ways
+            warnings.simplefilter("ignore")
+            import pyspark.sql.connect  # noqa: F401
+            from pysail.spark import SparkConnectServer
     except ImportError as error:
         raise NotHere(f"Sail or its client is not installed ({error})") from None
     _parquet(folder, tables)
+    os.environ["SAIL_EXECUTION__CHECKPOINT__PATH"] = (folder / "kept").as_uri()  # where it keeps what a run keeps
     server = SparkConnectServer("127.0.0.1", 0)
     server.start(background=True)
     _, port = server.listening_address
@@ -270,11 +273,3 @@ ENGINES: dict[str, Start] = {
 }
 """What is held against ``REFERENCE``: the same engine over other storage, then the others."""
 REFERENCE = on_duckdb
-
-
-@cache
-def offered(name: str) -> bool:
-    """Is there a file for this engine? Those of DuckDB's ways are its own."""
-    from payoff.warehouse import engines
-
-    return any((Path(folder) / f"{name.partition('-')[0]}.py").is_file() for folder in engines.__path__)
