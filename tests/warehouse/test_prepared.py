@@ -519,6 +519,21 @@ def test_text_is_not_parsed_again_and_types_are_those_of_all_files(tmp_path: Pat
     assert set(ids_of(found).values()) == {"007", "7", "8", "x9"}
 
 
+def test_values_in_folder_names_are_columns(tmp_path: Path) -> None:
+    """They are read as what all of them are: a number beside a word is text."""
+    rng = np.random.default_rng(6)
+    for shard in ("1", "2"):
+        write(tmp_path / "events" / f"shard={shard}", "a", events(rng, 20))
+    project = make_project(tmp_path, EVENTS.replace("events/*.parquet", "**/*.parquet"))
+    project.prepare()
+    assert fresh(project).columns["shard"] == "BIGINT"
+    the_same_rows(project)
+    write(tmp_path / "events" / "shard=x", "a", events(rng, 20))
+    (report,) = project.prepare()
+    assert (report.built, fresh(project).columns["shard"]) == (3, "VARCHAR")
+    the_same_rows(project)
+
+
 def test_another_id_time_or_zone_makes_it_anew_and_until_then_serves_no_unit(small: Project) -> None:
     small.prepare()
     definitions = small.root / "definitions" / "all.yml"

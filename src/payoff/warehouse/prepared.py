@@ -184,7 +184,7 @@ class Layouts:
             counts = {"new": len(new), "changed": len(changed), "gone": len(gone)}
             said = " and ".join(f"{n:,} {what}" for what, n in counts.items() if n)
             return f"of its {max(len(own), len(manifest.files)):,} files {said}"
-        if seen != manifest.files:
+        if seen != manifest.files and _due(stored.files) < time.time_ns():
             _remember(self._root, folder, manifest, replace(manifest, files=seen))
         return manifest.prepared(folder)
 
@@ -361,7 +361,7 @@ class _Making:
             return "prepared for the first time"
         if not usable:
             return "made anew: its columns, its id or time, or how it is read had changed, or files of it were missing"
-        return f"{built:,} segments built and {removed:,} removed; the others were fresh"
+        return f"segments built: {built:,}; removed: {removed:,}; the others were fresh"
 
     def _possible(self) -> None:
         """Raises DataError where the relation cannot be held by a copy, or where a copy could go stale unseen."""
@@ -913,11 +913,15 @@ def _store(root: Path, database: Path) -> tuple[Any, ...]:
 def _settle(paths: Sequence[str]) -> None:
     """Wait until a file that is written to from now on shows it in its time of change: clocks of file systems tick, most of them every
     few milliseconds, some every two seconds."""
-    times = [mtime for path in paths if os.path.exists(path) for _, mtime in [_stat(path)]]
-    due = max((t + (2_000_000_000 if t % 1_000_000_000 == 0 else 50_000_000) for t in times), default=0)
-    wait = (due - time.time_ns()) / 1e9
+    wait = (_due(paths) - time.time_ns()) / 1e9
     if 0 < wait <= 2:
         time.sleep(wait)
+
+
+def _due(paths: Sequence[str]) -> int:
+    """The moment, in nanoseconds, from which on a change of these files shows."""
+    times = [_stat(path)[1] for path in paths if os.path.exists(path)]
+    return max((t + (2_000_000_000 if t % 1_000_000_000 == 0 else 50_000_000) for t in times), default=0)
 
 
 def _reads(select: exp.Query) -> str:

@@ -478,9 +478,13 @@ class Catalog:
         self._layouts = Layouts(root) if copies else None
         self.stale: dict[str, str] = {}
         """Relations that have a prepared copy which is not read, by key: why, in a clause."""
-        self.engine: Engine = open_engine(
-            connections, root, [*files, *(self._layouts.paths if self._layouts is not None else ())], progress
-        )
+        copied = self._layouts.paths if self._layouts is not None else []
+        try:
+            self.engine: Engine = open_engine(connections, root, [*files, *copied], progress)
+        except BaseException:
+            if self._layouts is not None:
+                self._layouts.close()
+            raise
         self.engine.ready = self._ready
         self.root = root
         self._relations: dict[str, Relation] = {}
