@@ -6,6 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import duckdb
+import pyarrow as pa
 import pytest
 
 from payoff.errors import ConnectionFailed
@@ -13,15 +14,15 @@ from payoff.run import Project
 from payoff.spec.nouns import DuckDBConnection, PostgresConnection
 from payoff.warehouse import engine as engines
 from payoff.warehouse.engines.duckdb import DuckDBEngine
-from payoff.warehouse.query import sql
+from payoff.warehouse.query import Query, sql
 
 SHOP = """
 version: 1
 project: shop
 defaults: {entity: user, window: 7d}
 sources:
-  seen:   {file: seen.parquet, time: ts, entity: {user: id}}
-  orders: {file: orders.parquet, time: ts, entity: {user: id}}
+  seen:   {file: seen.parquet, time: ts, entity: {user: id}, through: 2026-06-20}
+  orders: {file: orders.parquet, time: ts, entity: {user: id}, through: 2026-06-20}
 metrics:
   bought: {kind: conversion, to: {source: orders}}
   spent:  {kind: sum, from: orders, column: amount}
@@ -31,20 +32,27 @@ experiments:
 """
 
 
-@pytest.fixture
-def shop(tmp_path: Path) -> Path:
+def write(folder: Path, users: int, text: str = SHOP) -> None:
+    """A project over ``users`` who are seen, a third of whom order a day later."""
     with duckdb.connect() as connection:
-        for name, select in (
-            ("seen", "SELECT i AS id, CASE i % 2 WHEN 0 THEN 'a' ELSE 'b' END AS arm, TIMESTAMP '2026-06-01' AS ts"),
+        for name, step, select in (
+            ("seen", 1, "SELECT i AS id, CASE i % 2 WHEN 0 THEN 'a' ELSE 'b' END AS arm, TIMESTAMP '2026-06-01' AS ts"),
             (
                 "orders",
+                3,
                 "SELECT i AS id, (i % 97)::DOUBLE AS amount, 'never read' || i AS note, TIMESTAMP '2026-06-02' AS ts",
             ),
         ):
+            path = folder / f"{name}.parquet"
             connection.execute(
-                f"COPY ({select} FROM range(20000) AS t(i)) TO '{tmp_path / name}.parquet' (FORMAT parquet)"
+                f"COPY ({select} FROM range({users}) AS t(i) WHERE i % {step} = 0) TO '{path}' (FORMAT parquet)"
             )
-    (tmp_path / "payoff.yml").write_text(SHOP)
+    (folder / "payoff.yml").write_text(text)
+
+
+@pytest.fixture
+def shop(tmp_path: Path) -> Path:
+    write(tmp_path, 20_000)
     return tmp_path
 
 
@@ -126,3 +134,37 @@ def test_one_run_reads_one_engine(tmp_path: Path) -> None:
     two = dict.fromkeys(("wh", "other"), several["wh"])
     with pytest.raises(ConnectionFailed, match="several postgres connections \\(other, wh\\)"):
         engines.open_engine(two, tmp_path)
+
+
+def test_what_returns_does_not_grow_with_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows that come back: as many for ten times the users, and more for more metrics."""
+    returned: list[int] = []
+    fetch = DuckDBEngine.fetch
+
+    def counted(self: DuckDBEngine, query: Query, what: str, source: str | None = None) -> pa.Table:
+        table = fetch(self, query, what, source)
+        returned.append(table.num_rows * table.num_columns)
+        return table
+
+    monkeypatch.setattr(DuckDBEngine, "fetch", counted)
+    more = "funnels: {f: {steps: [{name: seen, source: seen}, {name: ordered, source: orders}], within: 2d}}\n"
+    more += (
+        "cohorts: {c: {start: seen, activity: orders, every: day, retention: {kind: n_day, period: 1d, periods: 3}}}\n"
+    )
+    more += (
+        "touchpoints: {arm: {source: seen, by: arm}}\n"
+        "attribution: {a: {conversion: {event: {source: orders}, value: amount}, touchpoints: [arm], window: 7d,"
+        " models: [last, linear, markov, shapley]}}\n"
+    )
+
+    def cells(users: int, text: str) -> int:
+        folder = tmp_path / f"{users}-{len(text)}"
+        folder.mkdir()
+        write(folder, users, text)
+        returned.clear()
+        assert not Project.load(folder).run(record=False).refusals
+        return sum(returned)
+
+    assert cells(60_000, SHOP + more) == cells(180_000, SHOP + more)  # every group of units has some
+    two = SHOP.replace("primary: bought", "primary: bought, secondary: [spent]")
+    assert cells(3_000, two) > cells(3_000, SHOP)

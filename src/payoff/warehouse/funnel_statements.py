@@ -85,13 +85,13 @@ class FunnelStatements:
         self.catalog, self.design, self.declared = catalog, design, design.declared
         steps = self.declared.steps
         self.kept = steps[-1] if steps[-1].without is not None else None
-        self._happening = steps[:-1] if self.kept is not None else steps
-        self.m = len(self._happening)
+        self.happening = steps[:-1] if self.kept is not None else steps
+        self.m = len(self.happening)
         self.window = window_us(self.declared)
         self.wait = 0 if self.kept is None else _us(self.kept.within)
         self.prefix = re.sub(r"\W", "_", design.name)
         self.sources: dict[str, FunnelSource] = {}
-        for k, step in enumerate(self._happening, 1):
+        for k, step in enumerate(self.happening, 1):
             assert step.source is not None
             self._add(f"s{k}", Event(source=step.source, where=step.where))
         for n, event in enumerate(self.declared.exclude):
@@ -137,10 +137,10 @@ class FunnelStatements:
         before.columns["id"] = ours
         return view, event, theirs, ours
 
-    def _after(self, k: int) -> str:
+    def after(self, k: int) -> str:
         """How the time of step ``k`` compares with that of the step before."""
-        earlier = {step.source for step in self._happening[: k - 1]}
-        return ">" if self._happening[k - 1].source in earlier else ">="
+        earlier = {step.source for step in self.happening[: k - 1]}
+        return ">" if self.happening[k - 1].source in earlier else ">="
 
     # ---------------------------------------------------------------- rows
 
@@ -312,7 +312,7 @@ class FunnelStatements:
     def reach(self, k: int) -> Step:
         """The rows of step ``k`` that were reached, with the times of the way to each."""
         columns = ["id"] if self.link is not None and k == self.m else []
-        own = self._happening[k - 1].within
+        own = self.happening[k - 1].within
         latest = [fragment("l.us <= p.t1 + $w", w=_us(self.declared.within))] if self.declared.within else []
         latest += [fragment(f"l.us <= p.t{k - 1} + $w", w=_us(own))] if own is not None else []
         latest += [fragment("l.us <= $high", high=self.bounds.steps)] if self.bounds.steps is not None else []
@@ -335,7 +335,7 @@ class FunnelStatements:
         times = [fragment(f"p.t{j}") for j in range(1, k)]
         query = sql(
             f"SELECT l.unit AS unit, $times, l.us AS t{k}, $columns FROM these AS l"
-            f" ASOF JOIN before AS p ON l.unit = p.unit AND l.us {self._after(k)} p.t{k - 1} WHERE $latest",
+            f" ASOF JOIN before AS p ON l.unit = p.unit AND l.us {self.after(k)} p.t{k - 1} WHERE $latest",
             times=times,
             columns=[exp.column(c, table="l") for c in columns],
             latest=conjunction(*latest),
@@ -357,7 +357,7 @@ class FunnelStatements:
                     lying=sql(f"SELECT unit, min(t{k - 1}) AS low, max(t{k}) AS high FROM came GROUP BY unit"),
                 ),
             )
-        label = self._happening[k - 1].label
+        label = self.happening[k - 1].label
         return self.step(f"step {k}: {label}", "", f"units that reached {label}, from the latest row before it", query)
 
     def _blockers(self, k: int) -> list[Query]:
@@ -617,12 +617,11 @@ class FunnelStatements:
     def precedence(self, one_in: int = 1) -> Step:
         """By later step: units with both it and the step before, and those that had it first; of a sample of units by their hash."""
         ks = range(2, self.m + 1)
-        some = fragment("$bucket = 0", bucket=self._bucket(one_in)) if one_in > 1 else exp.true()
         rows = [
             select_from(
                 self.flagged(f"s{k}"),
                 [fragment("unit"), fragment("us"), exp.alias_(fragment("CAST($k AS INTEGER)", k=k), "step")],
-                some,
+                self.sampled(one_in),
             )
             for k in ks
         ]
@@ -646,8 +645,9 @@ class FunnelStatements:
             "order of steps", "", "whether a later step tends to come first: a sign of swapped clocks", query
         )
 
-    def _bucket(self, count: int) -> exp.Expr:
-        return bucket(as_id(exp.column("unit"), self.kind), count)
+    def sampled(self, one_in: int) -> exp.Expr | None:
+        """Whether a unit is looked at; None where all are."""
+        return fragment("$b = 0", b=bucket(as_id(exp.column("unit"), self.kind), one_in)) if one_in > 1 else None
 
     def rows_by_step(self) -> Step:
         parts = [

@@ -80,6 +80,7 @@ class DuckDBEngine(Engine):
         files: Iterable[str],
         settings: DuckDBConnection | None,
     ) -> None:
+        self._shown: set[str] = set()
         self._connection = duckdb.connect(":memory:")
         for name, declared in connections.items():
             if declared.path is None:
@@ -181,9 +182,14 @@ class DuckDBEngine(Engine):
 
     def show(self, table: str, rows: pa.Table) -> None:
         """Let statements read an Arrow table under a name, where it lies."""
+        self._shown.add(table)
         self._connection.register(table, rows)
 
     def drop(self, table: str) -> None:
+        if table in self._shown:
+            self._shown.remove(table)
+            self._connection.unregister(table)
+            return
         self._connection.execute(f"DROP TABLE IF EXISTS {exp.to_identifier(table, quoted=True).sql('duckdb')}")
 
     def types(self, query: Query, source: str | None = None) -> dict[str, str]:
