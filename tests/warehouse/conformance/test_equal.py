@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from payoff.errors import PayoffError
 from payoff.run import Project
 from tests.warehouse.conformance.answers import answered, assert_equal, differences, project_on, project_text
 from tests.warehouse.conformance.data import tables
-from tests.warehouse.conformance.engines import ENGINES, Place, on_duckdb
+from tests.warehouse.conformance.engines import ENGINES, NotHere, Place, Tables, on_duckdb
 from tests.warehouse.conformance.projects import BROKEN, PROJECTS
 
 Start = Callable[[str], Place]
@@ -137,6 +138,21 @@ def test_a_wrong_figure_is_seen_by_its_path(expected: Any) -> None:
         assert list(differences(right, wrong)), change
         with pytest.raises(AssertionError, match="on the reference"):
             assert_equal(right, wrong)
+
+
+def test_an_engine_that_is_missing_is_told_and_fails_in_ci(place_of: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    @contextmanager
+    def nowhere(folder: Path, tables: Tables) -> Iterator[Place]:
+        raise NotHere("it is not installed")
+        yield
+
+    monkeypatch.setitem(ENGINES, "nowhere", nowhere)
+    monkeypatch.delenv("CI", raising=False)
+    with pytest.raises(pytest.skip.Exception, match="nowhere was not executed: it is not installed"):
+        place_of("nowhere")
+    monkeypatch.setenv("CI", "true")
+    with pytest.raises(pytest.fail.Exception, match="nowhere was not executed: it is not installed"):
+        place_of("nowhere")
 
 
 def test_a_row_more_is_seen(place_of: Start, expected: Any, tmp_path: Path) -> None:
