@@ -1240,7 +1240,7 @@ def _written(dialect: str, statements: Sequence[tuple[str, str]], json_: bool, a
         told = [{"step": s.step, "text": s.text, "refused": s.refused} for s in out]
         _emit({**about, "dialect": dialect, "executed": False, "sql": told})
     else:
-        _sql(f"-- rendered for {dialect}, not executed\n")
+        _sql(f"-- rendered for {dialect}, not executed; a file is a table of its name; times are in UTC\n")
         for s in out:
             _sql(f"-- {s.step}\n{s.text};\n" if s.text is not None else f"-- {s.step}: not written, {s.refused}\n")
         if not out:

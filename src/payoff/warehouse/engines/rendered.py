@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import PurePath
 
 from sqlglot import exp
 from sqlglot.errors import ErrorLevel, SqlglotError
@@ -123,7 +124,10 @@ def _selects(tree: exp.Query) -> list[exp.Select]:
 
 def _plain_tables(tree: exp.Query) -> exp.Query:
     """Tables by their names: the catalogue of a DuckDB session is nowhere else."""
-    for table in tree.find_all(exp.Table):
+    for table in list(tree.find_all(exp.Table)):
+        if isinstance(table.this, exp.GenerateSeries):
+            table.replace(_numbers(table))
+            continue
         if not isinstance(table.this, exp.Identifier):
             raise NoForm(
                 f"{table.this.sql_name().lower() if isinstance(table.this, exp.Func) else table.this.name.lower()}()"
@@ -133,6 +137,26 @@ def _plain_tables(tree: exp.Query) -> exp.Query:
             if table.db == "main":
                 table.set("db", None)
     return tree
+
+
+def _numbers(table: exp.Table) -> exp.Expr:
+    """Whole numbers between two that are written out, as rows."""
+    start, end = table.this.args["start"], table.this.args["end"]
+    names = table.args["alias"].columns if table.args.get("alias") else []
+    if not (
+        isinstance(start, exp.Literal)
+        and isinstance(end, exp.Literal)
+        and len(names) == 1
+        and not table.this.args.get("step")
+    ):
+        raise NoForm("range() of what is not written out")
+    last = int(end.name) - (1 if table.this.args.get("is_end_exclusive") else 0)
+    if last < int(start.name):
+        raise NoForm("range() of nothing")
+    rows: exp.Query = exp.select(exp.alias_(exp.Literal.number(start.name), names[0].copy()))
+    for i in range(int(start.name) + 1, last + 1):
+        rows = exp.union(rows, exp.select(exp.alias_(exp.Literal.number(i), names[0].copy())), distinct=False)
+    return rows.subquery(table.alias)
 
 
 def _no_named_windows(tree: exp.Query) -> exp.Query:
@@ -252,7 +276,7 @@ def _anti_as_not_exists(tree: exp.Query) -> exp.Query:
 
 def _lists_as_rows(tree: exp.Query) -> exp.Query:
     """``unnest`` of lists that are written out, beside each other: a row for each place. Items of named parts become columns."""
-    for select in _selects(tree):
+    for select in reversed(_selects(tree)):  # those within first: what is around them is copied
         unnested = [
             (e, e.this if isinstance(e, exp.Alias) else e)
             for e in select.expressions
@@ -1078,6 +1102,8 @@ def written(name: str, statements: Iterable[tuple[str, str]]) -> list[Written]:
     dialect, made, out = dialect_of(name), set[str](), list[Written]()
     for step, text in statements:
         query, table = parsed_query(text)
+        if not dialect.native:
+            _files_as_tables(query.tree)
         try:
             tree = dialect.translate(query.tree, step)
             if table is None:
@@ -1088,10 +1114,8 @@ def written(name: str, statements: Iterable[tuple[str, str]]) -> list[Written]:
                     create.set("properties", exp.Properties(expressions=[exp.TemporaryProperty()]))
                 it = create.sql(dialect=dialect.writer, pretty=True, unsupported_level=_level(dialect))
                 if table in made:
-                    gone = exp.Drop(
-                        this=exp.to_table(table), kind="VIEW" if "TEMPORARY VIEW" in it[:40] else "TABLE", exists=True
-                    )
-                    it = f"{gone.sql(dialect=dialect.writer)};\n{it}"
+                    kind = "VIEW" if "TEMPORARY VIEW" in it[:40] else "TABLE"
+                    it = f"DROP {kind} IF EXISTS {exp.to_table(table).sql(dialect=dialect.writer)};\n{it}"
                 made.add(table)
             out.append(Written(step, it))
         except CannotRun as error:
@@ -1099,6 +1123,16 @@ def written(name: str, statements: Iterable[tuple[str, str]]) -> list[Written]:
         except SqlglotError as error:
             out.append(Written(step, None, f"{name} has no equal form of it: {str(error).splitlines()[0]}"))
     return out
+
+
+def _files_as_tables(tree: exp.Query) -> None:
+    """A file is a table of the file's name there: it is loaded before."""
+    for table in tree.find_all(exp.Table):
+        call = table.this
+        name = call.name if isinstance(call, exp.Anonymous) else type(call).__name__
+        if name.lower().replace("_", "") in ("readparquet", "readcsv", "readjson"):
+            path = next((p.name for p in call.find_all(exp.Literal) if p.is_string), "")
+            table.set("this", exp.to_identifier(PurePath(path).name.split(".")[0], quoted=True))
 
 
 def _level(dialect: Dialect) -> ErrorLevel:
