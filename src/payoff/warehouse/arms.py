@@ -432,12 +432,12 @@ class ArmsReader:
         facts = Facts(self._cutoffs(need, counts, as_of))
         exposed = {arm: n for arm, n in arms.items() if not need.arms or arm in need.arms}
         exposed = counts.get("exposed", exposed)
-        clusters = self._clusters(units, counts) if need.cluster is not None else None
-        attributes, order = self._attributes(units, facts)
         summed = self._summed(x)
-        kept = summed is None and (self._exact or needs_units_kept(need))
         if summed is None and need.entity in self._refreshed:
             self._refreshed[need.entity].show()
+        clusters = self._clusters(units, counts) if need.cluster is not None else None
+        attributes, order = self._attributes(units, facts)
+        kept = summed is None and (self._exact or needs_units_kept(need))
         if kept:
             self._keep(units.table("units"), units.keep(facts))
         self._facts(units, facts, kept)
@@ -522,7 +522,10 @@ class ArmsReader:
         profiles: dict[str, AttributeProfile] = {}
         order: dict[str, list[str]] = {}
         for k, attribute in enumerate(need.attributes):
-            n, known, later, many = int(found["n"]), *(int(found[f"{part}{k}"]) for part in ("known", "later", "many"))
+            n, known, later, many = (
+                int(found["n"]),
+                *(int(found[f"{part}{k}"] or 0) for part in ("known", "later", "many")),
+            )
             profile = AttributeProfile(
                 attribute.name,
                 missing=n - known - later - many,

@@ -901,11 +901,11 @@ class Refresh:
     def show(self) -> None:
         """The tables that statements read: ``exposed_ENTITY`` and the values of each scan."""
         if not self._whole:
-            self._tables({name: self._held.column(name) for name in self._held.columns})
+            self._tables({name: self._held.column(name) for name in self._held.columns}, ids=self._ids_are_read())
             self._whole = True
 
-    def _tables(self, c: Mapping[str, np.ndarray]) -> None:
-        """The same tables of some rows alone."""
+    def _tables(self, c: Mapping[str, np.ndarray], *, ids: bool = False) -> None:
+        """The same tables of some rows alone, with the ``ids`` of units or without."""
         self._whole = False
         arms: list[str] = self._held.facts["arms"]
         enters = self._enters(c)
@@ -920,7 +920,7 @@ class Refresh:
         coded = pa.DictionaryArray.from_arrays(pa.array(c["lo"][rows]), named)
         exposed = {"uid": rows, "x": c["x"][rows], "arm": coded, "t0": c["t0"][rows]}
         name = f"exposed_{self.entity}"
-        if self._ids_are_read():
+        if ids:
             parts = {**exposed, "number": c["unit"][rows]}
             shown = self._show(f"numbered_{self.entity}", parts)
             branches = [
@@ -936,7 +936,7 @@ class Refresh:
             union = branches[0]
             for branch in branches[1:]:
                 union = exp.union(union, branch, distinct=False)
-            self._engine.keep(name, Query(union), f"number the {self.entity}s")
+            self._engine.show(name, self._engine.fetch(Query(union), f"number the {self.entity}s"))
         else:
             self._show(name, exposed)
         for scan in self._scans:
