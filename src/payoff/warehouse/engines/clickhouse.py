@@ -10,8 +10,10 @@ from __future__ import annotations
 import contextlib
 import re
 import uuid
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 from urllib.parse import unquote, urlsplit
@@ -21,7 +23,7 @@ from sqlglot import exp
 
 from payoff.errors import ConnectionFailed, DataError, MissingExtra
 from payoff.spec.nouns import ClickHouseConnection
-from payoff.warehouse.dialect import Dialect, Macro, NoForm
+from payoff.warehouse.dialect import Dialect, Macro, NoForm, Pass
 from payoff.warehouse.engine import Engine, Progress
 from payoff.warehouse.query import Query
 
@@ -146,9 +148,7 @@ def told_type(kind: str) -> str:
     return _NAMES.get(name, "JSON")
 
 
-_WHOLE = (
-    *("TINYINT", "SMALLINT", "INT", "BIGINT", "INT128", "UTINYINT", "USMALLINT", "UINT", "UBIGINT", "UINT128"),
-)
+_WHOLE = (*("TINYINT", "SMALLINT", "INT", "BIGINT", "INT128", "UTINYINT", "USMALLINT", "UINT", "UBIGINT", "UINT128"),)
 _IS_WHOLE = frozenset(_T[name] for name in _WHOLE)
 _TEXTS = (exp.Trim, exp.Lower, exp.Upper, exp.DPipe, exp.Concat, exp.Substring, exp.Replace, exp.SplitPart)
 _COUNTS = {"bitCount", "intDiv", "toInt64", "toUnixTimestamp64Micro", "bitAnd", "bitOr", "reinterpretAsUInt64"}
@@ -178,8 +178,12 @@ def _is_whole(node: exp.Expr) -> bool:
 
 
 def _as(node: exp.Expr, kind: str, null: bool = True) -> exp.Expr:
-    written = f"Nullable({kind})" if null and not kind.startswith("Array") else kind
-    return exp.Cast(this=node, to=exp.DataType.build(written, dialect="clickhouse"))
+    return exp.Cast(this=node, to=_built(f"Nullable({kind})" if null and not kind.startswith("Array") else kind).copy())
+
+
+@lru_cache(maxsize=256)
+def _built(kind: str) -> exp.DataType:
+    return exp.DataType.build(kind, dialect="clickhouse")
 
 
 def _as_text(node: exp.Expr) -> exp.Expr:
@@ -192,21 +196,19 @@ def _as_text(node: exp.Expr) -> exp.Expr:
     kind = _call("toTypeName", _copy(node))
     short = _call("replaceRegexpOne", _copy(plain), r"([.]\d*?)0+$", r"\1")
     short = _call("replaceRegexpOne", short, "[.]$", "")
-    offset = exp.Case(ifs=[exp.If(this=_call("endsWith", _copy(kind), "')"), true=exp.convert("+00"))], default=exp.convert(""))
+    offset = exp.Case(
+        ifs=[exp.If(this=_call("endsWith", _copy(kind), "')"), true=exp.convert("+00"))], default=exp.convert("")
+    )
     return exp.Case(
         ifs=[
             exp.If(
                 this=_call("match", kind, "^(Nullable[(])?B?Float"),
                 true=_call("replaceRegexpOne", _copy(plain), r"^(-?\d+)$", r"\1.0"),
             ),
-            exp.If(this=_call("match", _copy(kind), "^(Nullable[(])?DateTime"), true=_call("concat", short, _zone(offset))),
+            exp.If(this=_call("match", _copy(kind), "^(Nullable[(])?DateTime"), true=_call("concat", short, offset)),
         ],
         default=plain,
     )
-
-
-def _zone(offset: exp.Expr) -> exp.Expr:
-    return offset
 
 
 def _cast(node: exp.Expr) -> exp.Expr:
@@ -228,7 +230,11 @@ def _cast(node: exp.Expr) -> exp.Expr:
         if isinstance(_bare(value), exp.Literal) and value.is_string:
             return _as(value, name)
         if _is_whole(value) and not attempt:
-            return _as(value, name) if isinstance(_bare(value), exp.Literal) else _call("accurateCast", value, f"Nullable({name})")
+            return (
+                _as(value, name)
+                if isinstance(_bare(value), exp.Literal)
+                else _call("accurateCast", value, f"Nullable({name})")
+            )
         # a fraction is rounded to the nearest, halves to even, where ClickHouse would cut it off
         return _call(
             "accurateCastOrNull" if attempt else "accurateCast",
@@ -281,7 +287,9 @@ def _is_in(node: exp.Expr) -> exp.Expr:
     if not listed:
         return node
     known = [e for e in listed if not isinstance(_bare(e), exp.Null)]
-    if all(isinstance(_bare(e), exp.Literal | exp.Boolean | exp.Neg | exp.Cast) for e in known) and len(known) == len(listed):
+    if all(isinstance(_bare(e), exp.Literal | exp.Boolean | exp.Neg | exp.Cast) for e in known) and len(known) == len(
+        listed
+    ):
         return node
     equal = [exp.EQ(this=_copy(node.this), expression=e) for e in known]
     return exp.paren(exp.or_(*equal, *([exp.null()] if len(known) < len(listed) else [])))
@@ -501,12 +509,27 @@ def _typed(column: exp.Column) -> exp.Expr | None:
     return None
 
 
+def _offset(us: exp.Expr, zone: exp.Expr) -> exp.Expr:
+    """What a zone's clock is ahead by at an instant, in microseconds."""
+    seconds = _call("timezoneOffset", _call("toTimeZone", _from_micros(us, zoned=True), zone.copy()))
+    return exp.Mul(this=_call("toInt64", seconds), expression=exp.Literal.number(1_000_000))
+
+
 def _to_wall_clock(value: exp.Expr, zone: exp.Expr) -> exp.Expr:
-    return _call("toDateTime64", _call("fromUTCTimestamp", _call("toDateTime64", value, 6), zone), 6)
+    us = _micros(value)
+    return _from_micros(exp.Add(this=us, expression=_offset(us.copy(), zone)), zoned=False)
 
 
 def _to_instant(value: exp.Expr, zone: exp.Expr) -> exp.Expr:
-    return _call("toDateTime64", _call("toUTCTimestamp", _call("toDateTime64", value, 6), zone), 6, "UTC")
+    """By the offset of a day later where that is the offset then, else by that of a day before."""
+    us, day = _micros(value), _call("toInt64", 86_400_000_000)
+    later = _offset(exp.Add(this=us.copy(), expression=day.copy()), zone)
+    before = _offset(exp.Sub(this=us.copy(), expression=day.copy()), zone)
+    late, early = (exp.Sub(this=us.copy(), expression=exp.paren(offset)) for offset in (later.copy(), before))
+    found = exp.Case(
+        ifs=[exp.If(this=exp.EQ(this=_offset(late.copy(), zone), expression=later), true=late)], default=early
+    )
+    return _from_micros(found, zoned=True)
 
 
 _UNITS = ("second", "minute", "hour", "day", "week", "month", "quarter", "year")
@@ -521,7 +544,9 @@ def _trunc(node: exp.Expr) -> exp.Expr:
     return exp.paren(
         exp.Sub(
             this=node.this,
-            expression=_call("toIntervalMicrosecond", exp.Sub(this=_micros(_copy(node.this)), expression=_micros(start))),
+            expression=_call(
+                "toIntervalMicrosecond", exp.Sub(this=_micros(_copy(node.this)), expression=_micros(start))
+            ),
         )
     )
 
@@ -569,7 +594,9 @@ def _interval(node: exp.Expr) -> exp.Expr:
     unit = node.args["unit"].name.lower().rstrip("s") if node.args.get("unit") else ""
     amount = node.this
     if unit not in _UNITS or amount is None:
-        raise NoForm("an interval that is not a number of seconds, minutes, hours, days, weeks, months, quarters or years")
+        raise NoForm(
+            "an interval that is not a number of seconds, minutes, hours, days, weeks, months, quarters or years"
+        )
     if isinstance(amount, exp.Literal) and amount.is_string:
         if not re.fullmatch(r"-?\d+", amount.name):
             raise NoForm(f"an interval of {amount.name}")
@@ -586,8 +613,18 @@ def _round(node: exp.Expr) -> exp.Expr:
     if digits is not None and not (isinstance(digits, exp.Literal) and digits.name.isdigit()):
         raise NoForm("round() to a number of digits that is not written out")
     scale = 10 ** int(digits.name) if digits is not None else 1
-    size = _call("floor", exp.Add(this=exp.Mul(this=_call("abs", node.this), expression=exp.Literal.number(scale)), expression=exp.Literal.number("0.5")))
-    return exp.paren(exp.Div(this=exp.Mul(this=_call("sign", _copy(node.this)), expression=size), expression=exp.Literal.number(scale)))
+    size = _call(
+        "floor",
+        exp.Add(
+            this=exp.Mul(this=_call("abs", node.this), expression=exp.Literal.number(scale)),
+            expression=exp.Literal.number("0.5"),
+        ),
+    )
+    return exp.paren(
+        exp.Div(
+            this=exp.Mul(this=_call("sign", _copy(node.this)), expression=size), expression=exp.Literal.number(scale)
+        )
+    )
 
 
 def _defined(name: str, wrong: Callable[[exp.Expr], exp.Expr], says: str) -> Macro:
@@ -616,11 +653,13 @@ _LOGARITHM = "the logarithm of a number that is not above zero"
 # ---------------------------------------------------------------- aggregates and windows
 
 
-def _number_of(node: exp.Expr) -> float:
+def _number_of(node: exp.Expr) -> float | None:
     """A number that is written out, as a literal or as text that is cast."""
     node = _bare(node)
     if isinstance(node, exp.Cast):
         node = _bare(node.this)
+    if isinstance(node, exp.Placeholder):
+        return None  # in a plan
     if not isinstance(node, exp.Literal):
         raise NoForm("a quantile at a probability that is not written out")
     return float(node.name)
@@ -628,11 +667,8 @@ def _number_of(node: exp.Expr) -> float:
 
 def _quantile(node: exp.Expr) -> exp.Expr:
     q = _number_of(node.expression)
-    if not 0 <= q <= 1:
-        raise NoForm("a quantile at a probability outside 0 to 1")
-    return exp.ParameterizedAgg(
-        this="quantileExactInclusive", expressions=[exp.Literal.number(repr(q))], params=[node.this]
-    )
+    at = node.expression if q is None else exp.Literal.number(repr(q))
+    return exp.ParameterizedAgg(this="quantileExactInclusive", expressions=[at], params=[node.this])
 
 
 def _distinct(node: exp.Expr) -> exp.Expr | None:
@@ -670,11 +706,73 @@ def _neighbour(name: str) -> Macro:
     return macro
 
 
+def _next_known(query: exp.Query) -> exp.Query:
+    """The next value that is not NULL as the last one of the rows in reverse: lead() pays no heed to IGNORE NULLS."""
+    for node in list(query.find_all(exp.IgnoreNulls)):
+        neighbour, window = node.this, node.parent
+        if not isinstance(neighbour, exp.Lead | exp.Lag):
+            continue
+        if neighbour.args.get("offset") is not None or neighbour.args.get("default") is not None:
+            raise NoForm(f"{neighbour.sql_name().lower()}() of several rows that leaves out NULLs")
+        assert isinstance(window, exp.Window)
+        select, over = window.find_ancestor(exp.Select), window
+        if window.args.get("alias") is not None and select is not None:
+            (over,) = (w for w in select.args["windows"] if w.name == window.alias)
+        order = over.args["order"].copy()
+        if isinstance(neighbour, exp.Lead):
+            for ordered in order.expressions:
+                ordered.set("desc", not ordered.args.get("desc"))
+                ordered.set("nulls_first", not ordered.args.get("nulls_first"))
+        window.replace(
+            exp.Window(
+                this=exp.IgnoreNulls(this=exp.LastValue(this=neighbour.this)),
+                partition_by=[e.copy() for e in over.args.get("partition_by") or []],
+                order=order,
+                spec=exp.WindowSpec(
+                    kind="ROWS",
+                    start="UNBOUNDED",
+                    start_side="PRECEDING",
+                    end=exp.Literal.number(1),
+                    end_side="PRECEDING",
+                ),
+            )
+        )
+    return query
+
+
+def _first_ahead(query: exp.Query) -> exp.Query:
+    """The first of the rows from here to so far ahead, as the first from here on if it is not too far: ClickHouse's
+    distances have 32 bits, and microseconds need more."""
+    for window in list(query.find_all(exp.Window)):
+        spec, order = window.args.get("spec"), window.args.get("order")
+        if spec is None or spec.args.get("kind") != "RANGE" or not isinstance(spec.args.get("end"), exp.Expr):
+            continue
+        inner = window.this.this if isinstance(window.this, exp.Filter) else window.this
+        at = order.expressions[0].this if order is not None and len(order.expressions) == 1 else None
+        ahead = spec.args.get("start") == "CURRENT ROW" and spec.args.get("end_side") == "FOLLOWING"
+        if not (
+            ahead and isinstance(inner, exp.Min) and inner.this == at and not order.expressions[0].args.get("desc")
+        ):
+            raise NoForm("a window over a distance, of anything but the first row ahead")
+        far = exp.Add(this=at.copy(), expression=spec.args["end"].copy())
+        first = window.copy()
+        first.set("order", exp.Order(expressions=[exp.Ordered(this=at.copy(), desc=True, nulls_first=False)]))
+        first.set(
+            "spec",
+            exp.WindowSpec(kind="RANGE", start="UNBOUNDED", start_side="PRECEDING", end="CURRENT ROW"),
+        )
+        near = exp.LTE(this=first, expression=far)
+        window.replace(exp.Case(ifs=[exp.If(this=near, true=first.copy())]))
+    return query
+
+
 def _ignore_nulls(node: exp.Expr) -> exp.Expr:
     inner = node.this
-    if isinstance(inner, exp.Anonymous) and inner.name == "any":
-        return inner  # which skips NULLs by itself
-    return node
+    if not (isinstance(inner, exp.Anonymous) and inner.name in ("any", "last_value")):
+        raise NoForm(
+            f"{inner.name if isinstance(inner, exp.Anonymous) else type(inner).__name__.lower()}() that leaves out NULLs"
+        )
+    return inner if inner.name == "any" else node  # any() leaves them out by itself
 
 
 def _last_value(node: exp.Expr) -> exp.Expr:
@@ -798,12 +896,31 @@ def _named(query: exp.Query) -> exp.Query:
 def _unnested(query: exp.Query) -> exp.Query:
     """Several lists unnested beside each other are unnested together."""
     for select in query.find_all(exp.Select):
-        found = [e for told in select.expressions for e in told.find_all(exp.Explode) if e.find_ancestor(exp.Select) is select]
+        found = [
+            e
+            for told in select.expressions
+            for e in told.find_all(exp.Explode)
+            if e.find_ancestor(exp.Select) is select
+        ]
         if len(found) < 2:
             continue
         together = exp.Anonymous(this="arrayZipUnaligned", expressions=[e.this.copy() for e in found])
         for at, node in enumerate(found, 1):
             node.replace(exp.StructExtract(this=exp.Explode(this=together.copy()), expression=exp.Literal.number(at)))
+    return query
+
+
+_LISTS = (exp.ArraySort, exp.ArrayFilter, exp.ArrayAgg, exp.Array, exp.ArrayConcat, exp.Split)
+
+
+def _lengths(query: exp.Query) -> exp.Query:
+    """The length of a list, where a step of the statement makes it one: of text and of lists it has two names."""
+    asked = list(query.find_all(exp.Length))
+    if asked:
+        lists = {told.alias for told in query.find_all(exp.Alias) if isinstance(told.this, _LISTS)}
+        for node in asked:
+            if isinstance(node.this, _LISTS) or (isinstance(node.this, exp.Column) and node.this.name in lists):
+                node.replace(exp.ArraySize(this=node.this.copy()))
     return query
 
 
@@ -824,8 +941,31 @@ def _ranges(query: exp.Query) -> exp.Query:
 
 
 _PREDICATES = (
-    *(exp.EQ, exp.NEQ, exp.GT, exp.GTE, exp.LT, exp.LTE, exp.And, exp.Or, exp.Not, exp.Is, exp.In, exp.Between, exp.Like),
-    *(exp.ILike, exp.Exists, exp.NullSafeEQ, exp.NullSafeNEQ, exp.RegexpLike, exp.Contains, exp.StartsWith, exp.EndsWith),
+    *(
+        exp.EQ,
+        exp.NEQ,
+        exp.GT,
+        exp.GTE,
+        exp.LT,
+        exp.LTE,
+        exp.And,
+        exp.Or,
+        exp.Not,
+        exp.Is,
+        exp.In,
+        exp.Between,
+        exp.Like,
+    ),
+    *(
+        exp.ILike,
+        exp.Exists,
+        exp.NullSafeEQ,
+        exp.NullSafeNEQ,
+        exp.RegexpLike,
+        exp.Contains,
+        exp.StartsWith,
+        exp.EndsWith,
+    ),
     *(exp.ArrayContains, exp.IsNan, exp.IsInf),
 )
 
@@ -840,7 +980,8 @@ def _booleans(query: exp.Query) -> exp.Query:
             inner = inner.parent
         above = inner.parent
         if above is None or isinstance(
-            above, exp.Where | exp.Having | exp.Qualify | exp.And | exp.Or | exp.Not | exp.CountIf | exp.Join | exp.Lambda
+            above,
+            exp.Where | exp.Having | exp.Qualify | exp.And | exp.Or | exp.Not | exp.CountIf | exp.Join | exp.Lambda,
         ):
             continue
         if isinstance(above, exp.If) and inner.arg_key == "this":
@@ -849,21 +990,42 @@ def _booleans(query: exp.Query) -> exp.Query:
             continue
         if isinstance(above, exp.Filter) or isinstance(above, exp.LogicalOr | exp.LogicalAnd):
             continue
-        whole = exp.Cast(this=inner.copy(), to=exp.DataType.build("BOOLEAN"))
-        if inner is query:
-            continue
-        inner.replace(whole)
+        told = exp.Cast(this=exp.Null(), to=exp.DataType(this=_T.BOOLEAN))
+        inner.replace(told)
+        told.set("this", inner)
     return query
 
 
 def _steps_once(query: exp.Query) -> exp.Query:
     """A step that is read several times is worked out once: ClickHouse would run it at each place."""
+    uses = Counter(table.name for table in query.find_all(exp.Table) if not table.db)
     for cte in query.find_all(exp.CTE):
-        outer = cte.find_ancestor(exp.Query)
-        scope = outer if outer is not None else query
-        uses = sum(1 for t in scope.find_all(exp.Table) if t.name == cte.alias and not t.db)
-        if uses > 1:
+        if uses[cte.alias] > 1:
             cte.set("materialized", True)
+    return query
+
+
+_REWRITES: tuple[tuple[tuple[type[exp.Expr], ...], Pass], ...] = (
+    ((exp.Union,), _unions_by_name),
+    ((exp.IgnoreNulls,), _next_known),
+    ((exp.WindowSpec,), _first_ahead),
+    ((exp.Order,), _orders),
+    ((exp.Join,), _named),
+    ((exp.Length,), _lengths),
+    ((exp.GenerateSeries,), _ranges),
+    ((exp.Explode,), _unnested),
+    ((exp.StructExtract,), _fields),
+    ((exp.Select,), _booleans),
+    ((exp.CTE,), _steps_once),
+)
+
+
+def _rewritten(query: exp.Query) -> exp.Query:
+    """Every rewriting that there is something for."""
+    present = {type(node) for node in query.walk()}
+    for wanted, rewrite in _REWRITES:
+        if present.intersection(wanted):
+            query = rewrite(query)
     return query
 
 
@@ -877,7 +1039,10 @@ def _finished(query: exp.Query) -> exp.Query:
         if isinstance(node, exp.Anonymous) and not spread and node.name not in _UNSIGNED:
             continue
         top: exp.Expr = node
-        while isinstance(top.parent, exp.Filter | exp.Window | exp.IgnoreNulls | exp.RespectNulls) and top.arg_key == "this":
+        while (
+            isinstance(top.parent, exp.Filter | exp.Window | exp.IgnoreNulls | exp.RespectNulls)
+            and top.arg_key == "this"
+        ):
             top = top.parent
         marker = exp.Null()
         top.replace(marker)
@@ -1008,7 +1173,7 @@ DIALECT = Dialect(
     "clickhouse",
     "clickhouse",
     macros=_MACROS,
-    passes=(_unions_by_name, _orders, _named, _ranges, _unnested, _fields, _booleans, _steps_once),
+    passes=(_rewritten,),
     plain=frozenset(
         {
             *(exp.CountIf, exp.Qualify, exp.Array, exp.Lambda, exp.NullSafeEQ, exp.NullSafeNEQ, exp.PropertyEQ),
@@ -1187,7 +1352,9 @@ class ClickHouseEngine(Engine):
 
     dialect = DIALECT
 
-    def __init__(self, name: str, connection: ClickHouseConnection, root: Path, progress: Progress | None = None) -> None:
+    def __init__(
+        self, name: str, connection: ClickHouseConnection, root: Path, progress: Progress | None = None
+    ) -> None:
         self._name, self._progress = name, progress
         self._kept: list[str] = []
         self._database = connection.database or "default"
@@ -1257,7 +1424,9 @@ class ClickHouseEngine(Engine):
 
     def _create(self, table: str, query: Query, what: str, source: str | None) -> None:
         self._kept.append(table)
-        text = f"CREATE TEMPORARY TABLE {_quoted(table)} ENGINE = MergeTree ORDER BY tuple() AS\n{self.text(query, what)}"
+        text = (
+            f"CREATE TEMPORARY TABLE {_quoted(table)} ENGINE = MergeTree ORDER BY tuple() AS\n{self.text(query, what)}"
+        )
         self._watched(text, False, what, source)
 
     def _insert(self, table: str, query: Query, what: str, source: str | None) -> None:
@@ -1280,7 +1449,9 @@ class ClickHouseEngine(Engine):
         """Enumerations, addresses and texts of fixed length as the text that they are told as."""
         kinds = self._own_types(Query(select), None)
         odd = [
-            name for name, kind in kinds.items() if re.match(rf"(?:Nullable\(|LowCardinality\()*(?:{'|'.join(_TO_TEXT)})\b", kind)
+            name
+            for name, kind in kinds.items()
+            if re.match(rf"(?:Nullable\(|LowCardinality\()*(?:{'|'.join(_TO_TEXT)})\b", kind)
         ]
         if not odd:
             return select
