@@ -443,9 +443,10 @@ def test_whatever_happens_to_files_the_values_of_units_are_those_of_a_full_count
         shop.prepare()
         with shop.refresh() as found:
             found.keep()
-            mine = values(found)
+            mine, counted = values(found), [found.counts(x) for x in (0, 1)]
         with shop.refresh(full=True) as other:
             assert values(other) == mine, done
+            assert [other.counts(x) for x in (0, 1)] == counted, done
         assert {key: row[:6] for key, row in mine.items()} == slowly(shop), done
         done.append(shop.step())
 

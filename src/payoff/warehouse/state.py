@@ -450,6 +450,7 @@ class Refresh:
         self._full = full
         self._changed = np.zeros(0, bool)
         self._were: list[tuple[np.ndarray, dict[str, np.ndarray]]] = []
+        self._units_seen: dict[str, np.ndarray] = {}
         self._whole = False
         self._fresh = False
         self._why = self._unkept = ""
@@ -512,6 +513,9 @@ class Refresh:
         for key, of in self._prepared.items():
             self._note_units(key, of)
             facts["segments"][key] = {s.of: s.fingerprint for s in of.segments}
+        if len(self._changed) < held.rows:
+            self._changed = np.concatenate([self._changed, np.ones(held.rows - len(self._changed), bool)])
+        self._tally()
 
     def _load(self) -> Held:
         if self._full:
@@ -539,7 +543,7 @@ class Refresh:
         for scan in self._scans:
             made.columns[f"{scan.table}_cells"] = Accumulators.empty(self._folds[scan.table][0], 0).cells
         made.facts = {"segments": {key: {} for key in self._prepared}}
-        made.facts |= {"arms": [], "units": {}, "looks": {}, "moments": {}}
+        made.facts |= {"arms": [], "units": {}, "looks": {}, "moments": {}, "counts": []}
         return made
 
     # ---------------------------------------------------------------- exposures
@@ -553,12 +557,12 @@ class Refresh:
         key = self._key(exposure.view)
         change, segments = self._changes[key], self._segments(exposure.view)
         new = {*change.added, *change.late}
-        places = _Places(self._held, exposure.experiments)
         read = [s for s in segments if s.of in new]
         if read:
-            self._merge(exposure, places, self._counted(exposure, read, None))
+            self._merge(exposure, self._counted(exposure, read, None))
         dirty = self._units_in(key, [*change.changed, *change.gone], change.changed)
         if len(dirty):
+            places = _Places(self._held, exposure.experiments, dirty)
             for x in exposure.experiments:
                 rows = places.of(x, dirty)
                 rows = rows[rows >= 0]
@@ -566,7 +570,7 @@ class Refresh:
                 for name, empty in (("t0", _NEVER), ("lo", -1), ("hi", -1), ("n", 0), ("no_time", 0), ("no_arm", 0)):
                     self._held.columns[name][rows] = empty
             table = self._show(f"dirty_{exposure.table}", {"unit": dirty})
-            self._merge(exposure, places, self._counted(exposure, segments, table))
+            self._merge(exposure, self._counted(exposure, segments, table))
 
     def _counted(self, exposure: Exposure, segments: Sequence[Segment], only: str | None) -> pa.Table:
         if not segments:
@@ -574,11 +578,12 @@ class Refresh:
         step = self._exposure(exposure, segments, only)
         return self._engine.fetch(step.query, step.name, exposure.view.name)
 
-    def _merge(self, exposure: Exposure, places: _Places, found: pa.Table) -> None:
+    def _merge(self, exposure: Exposure, found: pa.Table) -> None:
         if not found.num_rows:
             return
         held = self._held
         x, unit = found["x"].to_numpy().astype(np.int16), found["unit"].to_numpy()
+        places = _Places(held, exposure.experiments, unit)
         rows = np.full(len(x), -1, np.int64)
         for one in exposure.experiments:
             mine = np.flatnonzero(x == one)
@@ -594,9 +599,6 @@ class Refresh:
                 self._folds[scan.table][0], 1
             ).cells
         held.columns["x"][rows[new]], held.columns["unit"][rows[new]] = x[new], unit[new]
-        for one in exposure.experiments:
-            mine = new[x[new] == one]
-            places.put(one, unit[mine], rows[mine])
         self._touch(rows)
         c = held.columns
         t0 = pc.fill_null(found["t0"], _NEVER).to_numpy()
@@ -645,8 +647,7 @@ class Refresh:
             self._changed = np.concatenate([self._changed, np.ones(self._held.rows - len(self._changed), bool)])
         first = np.unique(rows[~self._changed[rows]])
         if len(first):
-            names = ["x", "unit", "t0", "lo", "hi", "n", *(f"{scan.table}_cells" for scan in self._scans)]
-            self._were.append((first, {name: self._held.columns[name][first] for name in names}))
+            self._were.append((first, {name: self._held.columns[name][first] for name in self._kept()}))
             self._changed[first] = True
 
     # ---------------------------------------------------------------- numbers
@@ -725,6 +726,15 @@ class Refresh:
                 held.parts[f"units {key} {segment.of}"] = Array(pack(self._units_now(segment)))
 
     def _units_now(self, segment: Segment) -> np.ndarray:
+        if segment.path not in self._units_seen:
+            self._units_seen = (
+                {segment.path: self._look_for_units(segment)}
+                if self._fresh
+                else {**self._units_seen, segment.path: self._look_for_units(segment)}
+            )
+        return self._units_seen[segment.path]
+
+    def _look_for_units(self, segment: Segment) -> np.ndarray:
         query = sql(
             f"SELECT DISTINCT coalesce({UNIT}, -1) AS unit FROM read_parquet($path)",
             path=segment.path,
@@ -775,11 +785,10 @@ class Refresh:
         if self._fresh:
             self._walk(scan, projection, new, np.flatnonzero(enters & (number >= 0)), None)
             return
-        places = _Places(held, sorted(scan.users), f"{table}_unit", enters) if new else None
         for segment in new:
             # only the units that it has rows of, where their windows reach it
             units = self._units_now(segment)
-            assert places is not None
+            places = _Places(held, sorted(scan.users), units, f"{table}_unit", enters)
             rows = np.concatenate([places.of(x, units) for x in places.experiments])
             rows = rows[rows >= 0]
             t0 = c["t0"][rows]
@@ -878,25 +887,49 @@ class Refresh:
 
     def counts(self, x: int) -> tuple[dict[str, Any], dict[str, int]]:
         """Of an experiment: rows and units that have to be told of, and units by arm."""
-        c = {name: self._held.column(name) for name in ("x", "unit", "t0", "lo", "hi", "n", "no_time", "no_arm")}
-        mine = np.flatnonzero((c["x"] == x) & (c["n"] > 0))
-        c = {name: values[mine] for name, values in c.items()}
-        known = c["unit"] >= 0
-        times = c["t0"][known & (c["t0"] != _NEVER)]
-        counted: dict[str, Any] = {
-            "n": int(c["n"].sum()),
-            "no_id": int(c["n"][~known].sum()),
-            "no_time": int(c["no_time"].sum()),
-            "no_arm": int(c["no_arm"].sum()),
-            "several": int((known & (c["lo"] != c["hi"])).sum()),
-            "first_us": int(times.min()) if len(times) else None,
-            "last_us": int(times.max()) if len(times) else None,
-        }
-        one = self._enters(c)
+        row: dict[str, Any] = next((r for r in self._held.facts["counts"] if r["arm"] == str(x)), {"arm": str(x)})
+        counted: dict[str, Any] = {name: row.get(name, 0) for name in ("n", "no_id", "no_time", "no_arm", "several")}
+        counted |= {"first_us": row.get("low_us"), "last_us": row.get("high_us")}
+        of = {name.removeprefix("of "): n for name, n in row.items() if name.startswith("of ") and n}
+        return counted, {arm: of[arm] for arm in sorted(of, key=str.encode)}
+
+    def _tally(self) -> None:
+        """The counts of experiments, moved by the units that are not as they were."""
+        held = self._held
+        if self._fresh:
+            held.facts["counts"] = self._tallied({name: held.column(name) for name in self._kept()})
+            return
+        rows = np.flatnonzero(self._changed)
+        were = {n: held.columns[n][rows[rows < self._before]] for n in self._kept()}
+        self._as_they_were(rows[rows < self._before], were)
+        whole, gone, came = (
+            {row["arm"]: row for row in of}
+            for of in (
+                held.facts["counts"],
+                self._tallied(were),
+                self._tallied({n: held.columns[n][rows] for n in self._kept()}),
+            )
+        )
+        moved = _moved(whole, gone, came)
+        if moved is None:
+            moved = self._tallied({name: held.column(name) for name in self._kept()})
+        held.facts["counts"] = moved
+
+    def _tallied(self, c: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
         arms: list[str] = self._held.facts["arms"]
-        found = np.bincount(c["lo"][one], minlength=len(arms))
-        named = sorted((arm.encode(), arm, int(n)) for arm, n in zip(arms, found, strict=True) if n)
-        return counted, {arm: n for _, arm, n in named}
+        out = []
+        for x in self.experiments:
+            mine = np.flatnonzero((c["x"] == x) & (c["n"] > 0))
+            of = {name: c[name][mine] for name in ("unit", "t0", "lo", "hi", "n", "no_time", "no_arm")}
+            known = of["unit"] >= 0
+            times = of["t0"][known & (of["t0"] != _NEVER)]
+            row: dict[str, Any] = {"arm": str(x), "n": int(of["n"].sum()), "no_id": int(of["n"][~known].sum())}
+            row |= {name: int(of[name].sum()) for name in ("no_time", "no_arm")}
+            row["several"] = int((known & (of["lo"] != of["hi"])).sum())
+            row["low_us"], row["high_us"] = (int(times.min()), int(times.max())) if len(times) else (None, None)
+            found = np.bincount(of["lo"][self._enters(of)], minlength=len(arms))
+            out.append(row | {f"of {arm}": int(n) for arm, n in zip(arms, found, strict=True)})
+        return out
 
     def show(self) -> None:
         """The tables that statements read: ``exposed_ENTITY`` and the values of each scan."""
@@ -984,8 +1017,7 @@ class Refresh:
         if known is None:
             sums, found = self._sum_up(make, facts, {n: held.column(n)[mine] for n in c}, names, families)
         else:
-            changed = np.zeros(held.rows, bool)
-            changed[: len(self._changed)] = self._changed
+            changed = self._changed.copy()
             moved = [sorted((a, b)) for n, b in cutoffs.items() if b is not None and (a := known["cutoffs"][n]) != b]
             for low, high in moved:  # the windows of these are over now, or were
                 changed |= (held.column("t0") > low) & (held.column("t0") <= high)
@@ -1002,13 +1034,15 @@ class Refresh:
                 self._tables({n: c[n][: held.rows][mine] for n in self._kept()})
                 moved_rows = self._counted_by_arm(step)
             found = moved_rows
-        found = [row for row in found if row["arm"] in self.counts(x)[1]]
+        exposed = self.counts(x)[1]
+        found = [row for row in found if row["arm"] in exposed]
         held.facts["moments"][str(x)] = {"mark": mark, "cutoffs": cutoffs, "sums": sums.to_dict(), "rows": found}
         arms: list[str] = held.facts["arms"]
         return [{**row, **step.told(sums, arms.index(row["arm"]), families)} for row in found]
 
     def _kept(self) -> list[str]:
-        return ["x", "unit", "t0", "lo", "hi", "n", *(f"{scan.table}_cells" for scan in self._scans)]
+        own = ["x", "unit", "t0", "lo", "hi", "n", "no_time", "no_arm"]
+        return own + [f"{scan.table}_cells" for scan in self._scans]
 
     def _as_they_were(self, rows: np.ndarray, c: dict[str, np.ndarray]) -> None:
         """Put back into copies of ``rows`` (sorted) what they were when the run began."""
@@ -1094,7 +1128,7 @@ def _moved(
     for arm in sorted({*whole, *came}, key=str.encode):
         had, less, more = whole.get(arm, {}), gone.get(arm, {}), came.get(arm, {})
         row: dict[str, Any] = {"arm": arm}
-        for name in (had or more).keys() - {"arm"}:
+        for name in sorted({*had, *less, *more} - {"arm"}):
             a, b, c = had.get(name), less.get(name), more.get(name)
             if not name.startswith(("low", "high")):
                 row[name] = (a or 0) - (b or 0) + (c or 0)
@@ -1111,15 +1145,24 @@ class _Places:
     """Where in the columns the row of an experiment's unit is."""
 
     def __init__(
-        self, held: Held, experiments: Sequence[int], number: str = "unit", among: np.ndarray | None = None
+        self,
+        held: Held,
+        experiments: Sequence[int],
+        units: np.ndarray,
+        number: str = "unit",
+        among: np.ndarray | None = None,
     ) -> None:
+        """``units`` are those that will be asked for; ``among`` are the rows that count, where not all do."""
         self.experiments = list(experiments)
         self._at: dict[int, np.ndarray] = {}
         x, unit = held.column("x"), held.column(number)
+        wanted = np.zeros(max(int(unit.max(initial=-1)), int(units.max(initial=-1))) + 2, bool)
+        wanted[units + 1] = True
+        wanted[0] &= number == "unit"
+        near = wanted[unit + 1]
+        every = np.flatnonzero(near if among is None else near & among)
         for one in experiments:
-            rows = np.flatnonzero(x == one if among is None else (x == one) & among)
-            if number != "unit":
-                rows = rows[unit[rows] >= 0]
+            rows = every[x[every] == one]
             self._at[one] = np.full(int(unit[rows].max()) + 2 if len(rows) else 1, -1, np.int32)
             self._at[one][unit[rows] + 1] = rows  # one more: those without an id are number -1
 
@@ -1130,16 +1173,6 @@ class _Places:
         out = np.full(len(unit), -1, at.dtype)
         out[inside] = at[unit[inside] + 1]
         return out
-
-    def put(self, x: int, unit: np.ndarray, rows: np.ndarray) -> None:
-        if not len(unit):
-            return
-        most = int(unit.max()) + 2
-        if most > len(self._at[x]):
-            larger = np.full(int(most * 1.2), -1, np.int32)
-            larger[: len(self._at[x])] = self._at[x]
-            self._at[x] = larger
-        self._at[x][unit + 1] = rows
 
 
 # ---------------------------------------------------------------- what can be refreshed
