@@ -8,6 +8,7 @@ goes before an alias.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import re
 import uuid
 from collections import Counter
@@ -65,7 +66,7 @@ def _copy(node: exp.Expr) -> exp.Expr:
 # ---------------------------------------------------------------- types
 
 _T = exp.DataType.Type
-_TYPES: Mapping[exp.DataType.Type, str] = {
+_TYPES: Mapping[Any, str] = {
     _T.BOOLEAN: "Bool",
     _T.TINYINT: "Int8",
     _T.SMALLINT: "Int16",
@@ -717,8 +718,10 @@ def _next_known(query: exp.Query) -> exp.Query:
         assert isinstance(window, exp.Window)
         select, over = window.find_ancestor(exp.Select), window
         if window.args.get("alias") is not None and select is not None:
-            (over,) = (w for w in select.args["windows"] if w.name == window.alias)
-        order = over.args["order"].copy()
+            (over,) = (w for w in select.args["windows"] or () if w.name == window.alias)
+        order = over.args["order"]
+        assert isinstance(order, exp.Order)
+        order = order.copy()
         if isinstance(neighbour, exp.Lead):
             for ordered in order.expressions:
                 ordered.set("desc", not ordered.args.get("desc"))
@@ -988,7 +991,7 @@ def _booleans(query: exp.Query) -> exp.Query:
             continue
         if isinstance(above, exp.Cast) and above.to.this == _T.BOOLEAN:
             continue
-        if isinstance(above, exp.Filter) or isinstance(above, exp.LogicalOr | exp.LogicalAnd):
+        if isinstance(above, exp.Filter | exp.LogicalOr | exp.LogicalAnd):
             continue
         told = exp.Cast(this=exp.Null(), to=exp.DataType(this=_T.BOOLEAN))
         inner.replace(told)
@@ -1112,6 +1115,8 @@ _MACROS: dict[type[exp.Expr] | str, Macro] = {
     exp.Chr: lambda n: _call("char", *n.expressions),
     exp.MD5: lambda n: _call("lower", _call("hex", _call("MD5", n.this))),
     exp.JSONExtractScalar: _json_text,
+    # numbers for ids within one session, of 63 bits
+    "hash": lambda n: _call("toInt64", _call("bitShiftRight", _call("sipHash64", *n.expressions), 1)),
     # times
     "epoch_us": _epoch(1),
     "epoch_ms": _epoch(1000),
@@ -1238,14 +1243,14 @@ class _Embedded:
 
     def __init__(self, path: Path) -> None:
         try:
-            import chdb
+            chdb: Any = importlib.import_module("chdb")
         except ImportError:
             raise MissingExtra("chdb", "ClickHouse in this process") from None
-        self._connect = chdb.connect
+        self._connect, self._error = chdb.connect, (chdb.ChdbError, RuntimeError)
         self._path, self._beside = str(path), None
         try:
-            self._connection: Any = chdb.connect(self._path)
-        except Exception as error:
+            self._connection: Any = self._connect(self._path)
+        except self._error as error:
             raise _from_text(str(error)) from None
 
     def send(self, text: str, mark: str, read: bool) -> bytes:
@@ -1259,7 +1264,7 @@ class _Embedded:
     def _on(self, connection: Any, text: str, read: bool) -> bytes:
         try:
             answer = connection.query(text, "Arrow" if read else "Null")
-        except Exception as error:
+        except self._error as error:
             raise _from_text(str(error)) from None
         return bytes(answer.bytes()) if read else b""
 
@@ -1560,25 +1565,20 @@ def _arrow(answer: bytes) -> pa.Table:
 
 def _as_ours(table: pa.Table) -> pa.Table:
     """The types that statements are read in: whole numbers signed and of 64 bits where they fit, no decimals."""
-    names, columns = table.column_names, []
-    for column in table.columns:
-        kind = column.type
-        if pa.types.is_dictionary(kind):
-            column = column.cast(kind.value_type)
-        elif pa.types.is_integer(kind) and kind != pa.int64():
-            column = _signed_column(column)
-        elif pa.types.is_fixed_size_binary(kind) and kind.byte_width == 16:
-            values = [None if v is None else int.from_bytes(v, "little", signed=True) for v in column.to_pylist()]
-            fits = all(v is None or -(1 << 63) <= v < 1 << 63 for v in values)
-            column = pa.chunked_array([pa.array(values, pa.int64() if fits else pa.decimal128(38, 0))])
-        elif pa.types.is_decimal(kind):
-            column = column.cast(pa.float64())
-        columns.append(column)
-    return pa.table(columns, names=names)
+    return pa.table([_column_as_ours(column) for column in table.columns], names=table.column_names)
 
 
-def _signed_column(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    try:
-        return column.cast(pa.int64())
-    except pa.ArrowInvalid:  # above what 63 bits hold
-        return column
+def _column_as_ours(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    kind = column.type
+    if pa.types.is_dictionary(kind):
+        return column.cast(kind.value_type)
+    if pa.types.is_fixed_size_binary(kind) and kind.byte_width == 16:
+        values = [None if v is None else int.from_bytes(v, "little", signed=True) for v in column.to_pylist()]
+        fits = all(v is None or -(1 << 63) <= v < 1 << 63 for v in values)
+        return pa.chunked_array([pa.array(values, pa.int64() if fits else pa.decimal128(38, 0))])
+    if pa.types.is_decimal(kind):
+        return column.cast(pa.float64())
+    if pa.types.is_integer(kind):
+        with contextlib.suppress(pa.ArrowInvalid):  # above what 63 bits hold
+            return column.cast(pa.int64())
+    return column
