@@ -17,6 +17,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -230,21 +231,41 @@ def on_postgres(folder: Path, tables: Tables) -> Iterator[Place]:
 # ---------------------------------------------------------------- Spark, by Spark Connect, on Sail
 
 
+_SAIL = """
+import os, sys
+os.environ["SAIL_EXECUTION__CHECKPOINT__PATH"] = sys.argv[1]  # where it keeps what a run keeps
+from pysail.spark import SparkConnectServer
+server = SparkConnectServer("127.0.0.1", 0)
+server.start(background=True)
+print(server.listening_address[1], flush=True)
+sys.stdin.read()  # until whoever started it is gone
+os._exit(0)
+"""
+
+
 @contextmanager
 def on_spark(folder: Path, tables: Tables) -> Iterator[Place]:
-    os.environ.setdefault("RUST_LOG", "error")  # its log goes to stderr, which is the tests'
     try:
         with warnings.catch_warnings():  # of pandas, and of its own old ways
             warnings.simplefilter("ignore")
             import pyspark.sql.connect  # noqa: F401
-            from pysail.spark import SparkConnectServer
     except ImportError as error:
-        raise NotHere(f"Sail or its client is not installed ({error})") from None
+        raise NotHere(f"the client of Spark Connect is not installed ({error})") from None
+    if find_spec("pysail") is None:
+        raise NotHere("Sail (pysail) is not installed")
     _parquet(folder, tables)
-    os.environ["SAIL_EXECUTION__CHECKPOINT__PATH"] = (folder / "kept").as_uri()  # where it keeps what a run keeps
-    server = SparkConnectServer("127.0.0.1", 0)
-    server.start(background=True)
-    _, port = server.listening_address
+    with open(folder / "sail.log", "wb") as log:
+        server = subprocess.Popen(
+            [sys.executable, "-c", _SAIL, (folder / "kept").as_uri()],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+        )
+    assert server.stdin is not None
+    assert server.stdout is not None
+    port = server.stdout.readline().strip()
+    assert port, (folder / "sail.log").read_text()
 
     def connect() -> dict[str, Any]:
         """A session that has the tables: Sail's own tables live as long as their session."""
@@ -257,12 +278,15 @@ def on_spark(folder: Path, tables: Tables) -> Iterator[Place]:
             for name in tables:
                 path = str(folder / f"{name}.parquet").replace("'", "\\'")
                 session.sql(f"CREATE TABLE `{name}` USING parquet LOCATION '{path}'").collect()
+            session.client.close()
         return {"engine": "spark", "url": url}
 
     try:
         yield Place(folder, connect)
     finally:
-        server.stop()
+        server.stdin.close()
+        server.wait(timeout=30)
+        server.stdout.close()
 
 
 ENGINES: dict[str, Start] = {

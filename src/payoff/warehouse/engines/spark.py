@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
@@ -264,13 +265,17 @@ def _until_next(join: exp.Join) -> None:
     on = join.args["on"]
     equal: list[exp.Expr] = []
     order: exp.Expr | None = None
-    for condition in on.flatten() if isinstance(on, exp.And) else [on]:
-        condition = condition.unnest()
+    for condition in [c.unnest() for c in (on.flatten() if isinstance(on, exp.And) else [on])]:
         if isinstance(condition, exp.EQ):
             equal.append(condition)
         else:
             order = condition
-    turned = {exp.GT: exp.LT, exp.GTE: exp.LTE, exp.LT: exp.GT, exp.LTE: exp.GTE}
+    turned: dict[type[exp.Expr], type[exp.GT | exp.GTE | exp.LT | exp.LTE]] = {
+        exp.GT: exp.LT,
+        exp.GTE: exp.LTE,
+        exp.LT: exp.GT,
+        exp.LTE: exp.GTE,
+    }
     if not isinstance(order, exp.GT | exp.GTE | exp.LT | exp.LTE):
         raise NoForm("an ASOF JOIN of this kind")
     mine, theirs, kind = order.this, order.expression, type(order)
@@ -340,6 +345,21 @@ def _known_best(tree: exp.Query) -> exp.Query:
             where.set("this", exp.and_(exp.paren(where.this.copy()), both))
         else:
             best.replace(exp.Filter(this=best.copy(), expression=exp.Where(this=both)))
+    return tree
+
+
+def _unfiltered_windows(tree: exp.Query) -> exp.Query:
+    """An aggregate over a window of some rows: Spark has no FILTER there. The others' values are NULL."""
+    for window in tree.find_all(exp.Window):
+        if isinstance(window.this, exp.Filter):
+            aggregate, kept = window.this.this, window.this.expression.this
+            of = _number(1) if isinstance(aggregate.this, exp.Star) else aggregate.this
+            if not isinstance(aggregate, exp.Count | exp.Min | exp.Max | exp.Sum | exp.Avg) or isinstance(
+                of, exp.Distinct
+            ):
+                raise NoForm("FILTER over a window")
+            aggregate.set("this", exp.Case().when(kept.copy(), of.copy()))
+            window.set("this", aggregate)
     return tree
 
 
@@ -459,6 +479,8 @@ def _floor(name: str) -> Macro:
     """As a floating number: Spark's is a BIGINT, which ends where numbers without a fraction go on."""
 
     def macro(node: exp.Expr) -> exp.Expr:
+        if _kind_of(node.this) == Kind.DECIMAL:
+            return _call(name, node.this)
         small = exp.LT(this=_call("ABS", node.this), expression=_of_kind(_number("9e15"), "DOUBLE"))
         whole = _of_kind(_call(name, node.this), "DOUBLE")
         return exp.Case(default=_of_kind(node.this, "DOUBLE")).when(small, whole)
@@ -580,7 +602,7 @@ def _first_sized(node: exp.Expr) -> exp.Expr:
         n for n in (node.args.get("start"), node.args.get("length"), node.args.get("expression")) if n is not None
     ]
     if not all(isinstance(n, exp.Literal) and not n.is_string for n in numbers):
-        raise NoForm(f"{node.sql_name().lower()}() by a place that is not written out")
+        raise NoForm(f"{type(node).__name__.lower()}() by a place that is not written out")
     return node
 
 
@@ -597,10 +619,44 @@ def _extract(node: exp.Expr) -> exp.Expr:
     raise NoForm(f"extract({part})")
 
 
+def _date_diff(node: exp.Expr) -> exp.Expr:
+    """Borders of days, months or years between two times."""
+    later, earlier = _of_kind(node.this, "DATE"), _of_kind(node.expression, "DATE")
+    unit = node.args["unit"].name.lower() if node.args.get("unit") is not None else "day"
+
+    def months(of: exp.Expr) -> exp.Expr:
+        return exp.Add(this=exp.Mul(this=_call("YEAR", of), expression=_number(12)), expression=_call("MONTH", of))
+
+    if unit == "day":
+        return _call("DATEDIFF", later, earlier)
+    if unit == "month":
+        return exp.paren(exp.Sub(this=months(later), expression=exp.paren(months(earlier))))
+    if unit == "year":
+        return exp.paren(exp.Sub(this=_call("YEAR", later), expression=_call("YEAR", earlier)))
+    raise NoForm(f"date_diff() in {unit}s")
+
+
 def _day_of_week(node: exp.Expr) -> exp.Expr:
     """Sunday is 0 in DuckDB, and 1 in Spark."""
     of = node.this if isinstance(node.this, exp.Expr) else node.expressions[0]
     return exp.paren(exp.Sub(this=_call("DAYOFWEEK", of), expression=_number(1)))
+
+
+def _among(node: exp.Expr) -> exp.Expr:
+    """Pairs IN a list of pairs, one by one: Sail has no tuples there."""
+    if not isinstance(node.this.unnest(), exp.Tuple) or not node.expressions:
+        return node
+    parts = node.this.unnest().expressions
+    one_by_one = [
+        exp.and_(
+            *(
+                exp.EQ(this=part.copy(), expression=value.copy())
+                for part, value in zip(parts, row.expressions, strict=True)
+            )
+        )
+        for row in node.expressions
+    ]
+    return exp.paren(exp.or_(*one_by_one))
 
 
 def _trimmed(node: exp.Expr) -> exp.Expr:
@@ -663,7 +719,9 @@ _MACROS: Mapping[type[exp.Expr] | str, Macro] = {
     exp.Left: _first_sized,
     exp.Right: _first_sized,
     exp.Trim: _trimmed,
+    exp.In: _among,
     exp.Extract: _extract,
+    exp.DateDiff: _date_diff,
     exp.DayOfWeek: _day_of_week,
     "dayofweek": _day_of_week,
     "day": _renamed("DAY"),
@@ -711,7 +769,17 @@ DIALECT = Dialect(
     "spark",
     "spark",
     macros=_MACROS,
-    passes=(_grouped_by_place, _named_columns, _numbered, _least_structs, _listed, _latest_before, _masks, _known_best),
+    passes=(
+        _grouped_by_place,
+        _named_columns,
+        _numbered,
+        _least_structs,
+        _listed,
+        _latest_before,
+        _masks,
+        _known_best,
+        _unfiltered_windows,
+    ),
     plain=_PLAIN,
 )
 
@@ -757,7 +825,7 @@ class SparkEngine(Engine):
             raise
         except ImportError as error:
             raise MissingExtra("spark" if self._remote else "spark-classic", "reading from Spark") from error
-        except Exception as error:  # noqa: BLE001 - Spark's errors are of many classes, of Java and of gRPC
+        except Exception as error:  # Spark's are of many classes, of Java's and of gRPC's
             raise ConnectionFailed(f"connection '{name}': Spark cannot be used: {self._plain(error)}") from error
 
     # ---------------------------------------------------------------- the session
@@ -786,16 +854,15 @@ class SparkEngine(Engine):
         spark.registerProgressHandler(self._told)
         return spark
 
-    def _told(self, stages: Any, done: bool, **_: Any) -> None:
+    def _told(self, stages: Any, inflight_tasks: int, operation_id: Any, done: bool) -> None:
         tasks = sum(stage.num_tasks for stage in stages or ())
         finished = sum(stage.num_completed_tasks for stage in stages or ())
         self._share = finished / tasks if tasks and not done else None
 
     def _classic(self, options: Mapping[str, str]) -> Any:
+        import_module("py4j")  # a client of Spark Connect has none
         from pyspark import SparkContext
         from pyspark.sql import SparkSession
-
-        import py4j  # noqa: F401  # a client of Spark Connect has none
 
         if SparkContext._active_spark_context is not None:
             self._ours = False
@@ -876,7 +943,10 @@ class SparkEngine(Engine):
             if self._sail:  # it caches nothing, but writes what is to be kept to its own folder
                 active = type(self._spark)._active_session  # of this thread: what is kept is looked for in that one
                 active.session = self._spark
-                return rows.localCheckpoint()
+                from pyspark.sql.connect.functions import col
+
+                told = [col(_quoted(f.name)).cast(f.dataType).alias(f.name) for f in rows.schema.fields]
+                return rows.select(*told).localCheckpoint()
             from pyspark import StorageLevel
 
             rows = rows.persist(StorageLevel.MEMORY_AND_DISK)
