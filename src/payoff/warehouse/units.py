@@ -127,8 +127,9 @@ def _groups(keys: Sequence[pa.ChunkedArray]) -> tuple[list[tuple[Any, ...]], np.
         classes = coded.dictionary.to_pylist()
         codes = codes * len(classes) + coded.indices.to_numpy()
         told = [(*before, value) for before in told for value in classes]
-        there, codes = np.unique(codes, return_inverse=True)
-        told = [told[i] for i in there]
+        met = np.bincount(codes, minlength=len(told)) > 0
+        codes = (np.cumsum(met) - 1)[codes]
+        told = [group for group, here in zip(told, met, strict=True) if here]
     return told, codes
 
 
