@@ -329,7 +329,7 @@ class View:
             sql(
                 """
                 SELECT count(*) FILTER (v IS NOT NULL AND TRY_CAST(v AS DOUBLE) IS NULL) AS bad, count(v) AS present,
-                       any_value(v) FILTER (TRY_CAST(v AS DOUBLE) IS NULL) AS example
+                       min(v) FILTER (TRY_CAST(v AS DOUBLE) IS NULL) AS example
                 FROM (SELECT $v AS v FROM rows)
                 """,
                 v=expression,

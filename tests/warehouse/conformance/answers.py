@@ -80,6 +80,8 @@ def differences(ours: Any, theirs: Any, path: str = "") -> Iterator[str]:
 
 
 def assert_equal(ours: Any, theirs: Any) -> None:
+    if isinstance(theirs, dict) and "error" in theirs and "error" not in ours:
+        raise AssertionError(f"it ends on the reference, and here with {theirs['error']}: {theirs['says']}")
     found = list(differences(ours, theirs))
     shown = "\n  ".join(found[:12])
     assert not found, f"{len(found)} differences, first:\n  {shown}"

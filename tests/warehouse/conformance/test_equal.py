@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ import pytest
 from payoff.cli import app
 from payoff.errors import PayoffError
 from payoff.run import Project
+from payoff.warehouse.engine import Engine
 from tests.warehouse.conformance.answers import answered, assert_equal, differences, project_on, project_text
 from tests.warehouse.conformance.data import tables
 from tests.warehouse.conformance.engines import ENGINES, NotHere, Place, Tables, on_duckdb
@@ -138,6 +141,31 @@ def test_a_wrong_figure_is_seen_by_its_path(expected: Any) -> None:
         assert list(differences(right, wrong)), change
         with pytest.raises(AssertionError, match="on the reference"):
             assert_equal(right, wrong)
+
+
+def test_every_engine_that_is_said_to_be_executed_is() -> None:
+    """The table of docs/engines.md, and the files that engines are, against what is held here."""
+    page = (Path(__file__).parents[3] / "docs" / "engines.md").read_text()
+    rows = [
+        [cell.strip() for cell in line.strip("| ").split("|")] for line in page.splitlines() if line.startswith("| [")
+    ]
+    said = {" ".join(re.findall(r"\[(.+?)\]", row[0])): row[-1] for row in rows}
+    executed = {"PostgreSQL": "postgres"}.get
+    names = {executed(name, name.lower()) for name, what in said.items() if what == "executed"}
+    assert set(said.values()) == {"executed", "written, not executed"}
+    assert names == {name.partition("-")[0] for name in ENGINES}
+    for name in names:
+        assert issubclass(_engine_of(name), Engine)
+
+
+def _engine_of(name: str) -> type[Engine]:
+    module = import_module(f"payoff.warehouse.engines.{name}")
+    (found,) = [
+        value
+        for value in vars(module).values()
+        if isinstance(value, type) and issubclass(value, Engine) and value.__module__ == module.__name__
+    ]
+    return found
 
 
 def test_an_engine_that_is_missing_is_told_and_fails_in_ci(place_of: Start, monkeypatch: pytest.MonkeyPatch) -> None:
