@@ -8,7 +8,7 @@ import random
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -512,14 +512,15 @@ def _once_running(admin: Any, then: Any) -> threading.Thread:
     return thread
 
 
-@pytest.mark.parametrize("kept", [False, True])
-def test_ctrl_c_stops_the_statement_on_the_server(kept: bool, postgres: Any, admin: Any) -> None:
+@pytest.mark.parametrize(
+    "run",
+    [lambda engine: engine.fetch(sql(ENDLESS), "test"), lambda engine: engine.keep("endless", sql(ENDLESS), "test")],
+    ids=["fetch", "keep"],
+)
+def test_ctrl_c_stops_the_statement_on_the_server(run: Callable[[Any], Any], postgres: Any, admin: Any) -> None:
     thread = _once_running(admin, lambda: os.kill(os.getpid(), signal.SIGINT))
     with pytest.raises(KeyboardInterrupt):
-        if kept:
-            postgres.keep("endless", sql(ENDLESS), "test")
-        else:
-            postgres.fetch(sql(ENDLESS), "test")
+        run(postgres)
     thread.join()
     assert _running(admin) == 0
     with pytest.raises(DataError, match="endless"):

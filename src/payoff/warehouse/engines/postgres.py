@@ -19,7 +19,7 @@ from sqlglot import exp
 
 from payoff.errors import ConnectionFailed, DataError, MissingExtra
 from payoff.spec.nouns import PostgresConnection
-from payoff.warehouse.dialect import Dialect, Macro, NoForm
+from payoff.warehouse.dialect import Dialect, Macro, NoForm, Pass
 from payoff.warehouse.engine import Engine, Progress
 from payoff.warehouse.query import Query
 
@@ -1144,24 +1144,29 @@ def _named(tree: exp.Query) -> exp.Query:
     return tree
 
 
-DIALECT = Dialect(
-    "postgres",
-    "postgres",
-    macros=_MACROS,
-    passes=(
-        _group_all,
-        _by_place,
-        _no_exclude,
-        _called,
-        _latest_before,
-        _ahead,
-        _rows_of_structs,
-        _bits,
-        _word_columns,
-    ),
-    plain=_PLAIN,
-    finish=(_named,),
+_PASSES: tuple[tuple[tuple[type[exp.Expr], ...], Pass], ...] = (
+    ((exp.Group,), _group_all),
+    ((exp.Union,), _by_place),
+    ((exp.Star,), _no_exclude),
+    ((exp.Subquery,), _called),
+    ((exp.Join,), _latest_before),
+    ((exp.IgnoreNulls,), _ahead),
+    ((exp.Explode,), _rows_of_structs),
+    ((exp.BitwiseLeftShift, exp.BitwiseRightShift), _bits),
+    ((exp.Literal,), _word_columns),
 )
+"""What each rewrites: a statement without it is not searched through."""
+
+
+def _rewritten(tree: exp.Query) -> exp.Query:
+    present = {type(node) for node in tree.walk()}
+    for kinds, whole in _PASSES:
+        if not present.isdisjoint(kinds):
+            tree = whole(tree)
+    return tree
+
+
+DIALECT = Dialect("postgres", "postgres", macros=_MACROS, passes=(_rewritten,), plain=_PLAIN, finish=(_named,))
 
 
 # ---------------------------------------------------------------- the session
