@@ -76,7 +76,7 @@ def make(folder: Path, users: int, events: int, strings: bool) -> None:
     step, edge = DAYS * 86_400e6 / events, [round(events * d / DAYS) for d in range(DAYS + 1)]
     with duckdb.connect(config={"memory_limit": "4GB", "threads": 2}) as connection:
         for d in range(DAYS):
-            part = dict(first=edge[d], last=edge[d + 1], users=users, tenth=max(users // 10, 1), step=step, user=user)
+            part = {"first": edge[d], "last": edge[d + 1], "users": users, "tenth": max(users // 10, 1), "step": step, "user": user}
             connection.execute(DAY_OF_EVENTS.format(path=folder / "events" / f"{d:03}.parquet", **part))
         path = folder / "exposures.parquet"
         connection.execute(EXPOSURES.format(path=path, users=users, experiments=len(EXPERIMENTS), user=user))
@@ -149,23 +149,30 @@ SCANS = {
     "c": ("sum(user_id), max(epoch_us(ts)), min(name)", None),
     "d": ("sum(user_id), max(epoch_us(ts))", None),
 }
-WHOLE = ("sum(user_id), max(epoch_us(ts)), min(name), sum(amount)", "sum(user_id), max(epoch_us(ts)), min(experiment), min(arm)")
+WHOLE = (
+    "sum(user_id), max(epoch_us(ts)), min(name), sum(amount)",
+    "sum(user_id), max(epoch_us(ts)), min(experiment), min(arm)",
+)
 
 
 def project(task: str, connection: str, events: str = "../../events/*.parquet") -> str:
+    by = "" if "duckdb" in connection else ", connection: main"
     return f"""
 version: 1
 project: bench
 connections: {{{connection}}}
 defaults: {{entity: user, window: {WINDOW_DAYS}d}}
 sources:
-  exposures: {{file: ../../exposures.parquet, time: ts, entity: {{user: user_id}}}}
-  events:    {{file: {events}, time: ts, entity: {{user: user_id}}}}
+  exposures: {{file: ../../exposures.parquet, time: ts, entity: {{user: user_id}}{by}}}
+  events:    {{file: {events}, time: ts, entity: {{user: user_id}}{by}}}
 {WHAT[task]}
 """
 
 
+SPARK = "main: {engine: spark, url: 'local[2]', options: {spark.driver.memory: 3g, spark.ui.enabled: 'false', spark.sql.shuffle.partitions: '8'}}"
 ENGINES = {
+    "payoff on Spark": SPARK,
+    "payoff on chdb": "main: {engine: clickhouse, path: chdb}",
     "payoff": f"main: {{engine: duckdb, memory_limit: {LIMIT}, threads: 2}}",
     "payoff-prepared": f"main: {{engine: duckdb, memory_limit: {LIMIT}, threads: 2}}",
 }
@@ -194,7 +201,10 @@ def figures_of(run: Any) -> Figures:
                 out[f"week {e['period']}"] = (e["value"], 0.0)
         if kind in ("", "experiments"):
             for metric in {e.metric for e in result.estimates}:
-                for told, estimand in (("adjusted", "difference in means"), ("plain", "difference in means, unadjusted")):
+                for told, estimand in (
+                    ("adjusted", "difference in means"),
+                    ("plain", "difference in means, unadjusted"),
+                ):
                     e = result.estimate(metric, estimand=estimand)
                     out[f"{name} {metric} {told}"] = (e.value, e.uncertainty.to_dict()["se"])
     return out
@@ -211,6 +221,20 @@ def payoff(data: Path, task: str, who: str = "payoff") -> tuple[float, Figures]:
 
 def payoff_prepared(data: Path, task: str) -> tuple[float, Figures]:
     return payoff(data, task, "payoff-prepared")
+
+
+def payoff_on_spark(data: Path, task: str) -> tuple[float, Figures]:
+    """The same project on a classic session of two threads, started beforehand."""
+    from pyspark.sql import SparkSession
+
+    SparkSession.builder.master("local[2]").config("spark.driver.memory", "3g").config(
+        "spark.ui.enabled", "false"
+    ).getOrCreate()
+    return payoff(data, task, "payoff on Spark")
+
+
+def payoff_on_chdb(data: Path, task: str) -> tuple[float, Figures]:
+    return payoff(data, task, "payoff on chdb")
 
 
 def payoff_apart(data: Path, task: str) -> tuple[float, Figures]:
@@ -249,7 +273,10 @@ def _folds(before: bool) -> list[tuple[str, str]]:
     suffix = "_before" if before else ""
     return [
         *((f"{m}{suffix}", f"count(*) FILTER (name = '{n}' AND {side})::DOUBLE") for m, n in COUNTED.items()),
-        *((f"{m}{suffix}", f"coalesce(bool_or(name = '{n}' AND {side}), false)::INT::DOUBLE") for m, n in CONVERTED.items()),
+        *(
+            (f"{m}{suffix}", f"coalesce(bool_or(name = '{n}' AND {side}), false)::INT::DOUBLE")
+            for m, n in CONVERTED.items()
+        ),
         *((f"{m}{suffix}", f"sum(amount) FILTER (name = '{n}' AND {side})") for m, n in ADDED.items()),
     ]
 
@@ -265,7 +292,9 @@ def tea_tasting(data: Path, task: str) -> tuple[float, Figures]:
     def tests(before: bool) -> dict[str, Any]:
         named = (lambda m: f"{m}_before") if before else (lambda m: None)
         return {
-            m: tt.RatioOfMeans(*RATIOS[m], *(named(p) for p in RATIOS[m])) if m in RATIOS else tt.Mean(m, covariate=named(m))
+            m: tt.RatioOfMeans(*RATIOS[m], *(named(p) for p in RATIOS[m]))
+            if m in RATIOS
+            else tt.Mean(m, covariate=named(m))
             for m in metrics
         }
 
@@ -349,9 +378,21 @@ def polars(data: Path, task: str) -> tuple[float, Figures]:
             values = []
             for side, suffix in ((after, ""), (~after, "_before")):
                 values += [
-                    *((side & named[n]).sum().cast(pl.Float64).alias(f"{m}{suffix}") for m, n in COUNTED.items() if m in own),
-                    *((side & named[n]).any().cast(pl.Float64).alias(f"{m}{suffix}") for m, n in CONVERTED.items() if m in own),
-                    *(pl.col("amount").filter(side & named[n]).sum().alias(f"{m}{suffix}") for m, n in ADDED.items() if m in own),
+                    *(
+                        (side & named[n]).sum().cast(pl.Float64).alias(f"{m}{suffix}")
+                        for m, n in COUNTED.items()
+                        if m in own
+                    ),
+                    *(
+                        (side & named[n]).any().cast(pl.Float64).alias(f"{m}{suffix}")
+                        for m, n in CONVERTED.items()
+                        if m in own
+                    ),
+                    *(
+                        pl.col("amount").filter(side & named[n]).sum().alias(f"{m}{suffix}")
+                        for m, n in ADDED.items()
+                        if m in own
+                    ),
                 ]
             window = pl.duration(days=WINDOW_DAYS)
             units = (
@@ -367,9 +408,7 @@ def polars(data: Path, task: str) -> tuple[float, Figures]:
                 .select("arm", *(pl.col(c).fill_null(0.0) for c in names))
                 .collect(engine="streaming")
             )
-            columns = {
-                arm: {c: table.filter(pl.col("arm") == arm)[c].to_numpy() for c in names} for arm in ("a", "b")
-            }
+            columns = {arm: {c: table.filter(pl.col("arm") == arm)[c].to_numpy() for c in names} for arm in ("a", "b")}
             _differences(x, metrics, columns, out)
     elif task == "c":
         rows = pl.scan_parquet(events).select("user_id", "ts", "name")
@@ -390,7 +429,9 @@ def polars(data: Path, task: str) -> tuple[float, Figures]:
         begin = rows.group_by("user_id").agg(pl.col("ts").min().alias("t0"))
         last = rows.select(pl.col("ts").max()).collect(engine="streaming").item()
         period = (pl.col("ts") - pl.col("t0")).dt.total_microseconds() // (7 * 86_400_000_000)
-        active = rows.join(begin, on="user_id").select("user_id", "t0", period.alias("k")).filter(pl.col("k") < 12).unique()
+        active = (
+            rows.join(begin, on="user_id").select("user_id", "t0", period.alias("k")).filter(pl.col("k") < 12).unique()
+        )
         _grid(active.collect(engine="streaming"), begin.collect(engine="streaming"), last, out)
     return time.perf_counter() - start, out
 
@@ -429,7 +470,7 @@ def pandas(data: Path, task: str) -> tuple[float, Figures]:
             units[f"revenue{suffix}"] = orders.sum()
             units[f"ordered{suffix}"] = (orders.size() > 0).astype(float)
         units = units.fillna({c: 0.0 for c in units.columns if c not in ("t0", "arm")})
-        _differences(x, FOUR, {arm: part for arm, part in units.groupby("arm")}, out)
+        _differences(x, FOUR, dict(units.groupby("arm")), out)
     return time.perf_counter() - start, out
 
 
@@ -561,10 +602,14 @@ def poisson(data: Path, task: str) -> tuple[float, Figures]:
 
 def _units(data: Path) -> Any:
     events, _ = _files(data)
-    return _session().sql(
-        f"SELECT user_id, sum(amount) FILTER (name = 'order') AS revenue, count(*) FILTER (name = 'order')::DOUBLE AS orders FROM '{events}'"
-        " GROUP BY user_id HAVING count(*) FILTER (name = 'order') > 0"
-    ).to_arrow_table()
+    return (
+        _session()
+        .sql(
+            f"SELECT user_id, sum(amount) FILTER (name = 'order') AS revenue, count(*) FILTER (name = 'order')::DOUBLE AS orders FROM '{events}'"
+            " GROUP BY user_id HAVING count(*) FILTER (name = 'order') > 0"
+        )
+        .to_arrow_table()
+    )
 
 
 # ---------------------------------------------------------------- the race
@@ -575,6 +620,8 @@ EVERYBODY: dict[str, Contestant] = {
     "payoff": payoff,
     "payoff-prepared": payoff_prepared,
     "one by one": payoff_apart,
+    "payoff on Spark": payoff_on_spark,
+    "payoff on chdb": payoff_on_chdb,
     "tea-tasting": tea_tasting,
     "polars": polars,
     "pandas": pandas,
@@ -586,10 +633,10 @@ EVERYBODY: dict[str, Contestant] = {
     "poisson": poisson,
 }
 WHO = {
-    "a": ("scan", "payoff", "payoff-prepared", "tea-tasting", "polars", "pandas"),
+    "a": ("scan", "payoff", "payoff-prepared", "tea-tasting", "polars", "pandas", "payoff on chdb", "payoff on Spark"),
     "b": ("scan", "payoff", "payoff-prepared", "tea-tasting", "polars"),
-    "c": ("scan", "payoff", "payoff-prepared", "windowFunnel", "polars"),
-    "d": ("scan", "payoff", "payoff-prepared", "count distinct", "polars"),
+    "c": ("scan", "payoff", "payoff-prepared", "windowFunnel", "polars", "payoff on chdb", "payoff on Spark"),
+    "d": ("scan", "payoff", "payoff-prepared", "count distinct", "polars", "payoff on chdb", "payoff on Spark"),
     "acd": ("scan", "payoff", "payoff-prepared", "one by one"),
     "g": ("scan", "payoff", "full", "new day"),
     "h": ("groups", "poisson"),
@@ -647,12 +694,14 @@ def contest(python: str, who: str, task: str, data: Path) -> dict[str, Any]:
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
-def race(task: str, data: Path, events: int, repeats: int) -> None:
-    names = [n for n in WHO[task] if events <= ALONE.get(n, events)]
+def race(task: str, data: Path, events: int, repeats: int, spark: str | None, only: list[str] | None) -> None:
+    names = [n for n in WHO[task] if events <= ALONE.get(n, events) and (n != "payoff on Spark" or spark)]
+    names = [n for n in names if only is None or n in only]
     seen: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
     for _ in range(repeats):
         for name in names:
-            seen[name].append(contest(sys.executable, name, task, data))
+            python = spark if name == "payoff on Spark" and spark else sys.executable
+            seen[name].append(contest(python, name, task, data))
     ours = next(n for n in names if n != "scan")
     reference = seen[ours][0]["figures"]
     for name, runs in seen.items():
@@ -662,7 +711,10 @@ def race(task: str, data: Path, events: int, repeats: int) -> None:
             found = [disagreement(name, key, reference[key], theirs) for key, theirs in run["figures"].items()]
             if any(found):
                 sys.exit("\n".join(text for text in found if text))
-    median = {n: {k: statistics.median(r[k] for r in runs) for k in ("seconds", "cpu", "peak_mib")} for n, runs in seen.items()}
+    median = {
+        n: {k: statistics.median(r[k] for r in runs) for k in ("seconds", "cpu", "peak_mib")}
+        for n, runs in seen.items()
+    }
     base = median["scan"]["seconds"] if "scan" in median else math.nan
     fastest = "payoff-prepared" if "payoff-prepared" in median else names[-1] if task == "g" else ours
     print(f"\n{task}: {TITLES[task]}. Aim: {AIMS[task]}")
@@ -682,7 +734,17 @@ def made(root: Path, users: int, events: int, strings: bool) -> Path:
     if not stamp.exists():
         print(f"making {events:,} events of {users:,} users in {data} ...", file=sys.stderr)
         # in a process of its own too: on Linux a child's peak memory begins at what its parent holds
-        command = [sys.executable, __file__, "--make", "--data", str(data), "--users", str(users), "--events", str(events)]
+        command = [
+            sys.executable,
+            __file__,
+            "--make",
+            "--data",
+            str(data),
+            "--users",
+            str(users),
+            "--events",
+            str(events),
+        ]
         subprocess.run([*command, *(["--strings"] if strings else [])], check=True)
         stamp.touch()
     return data
@@ -719,6 +781,8 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--data", type=Path, default=HERE / "data")
     parser.add_argument("--strings", action="store_true", help="ids that are text")
+    parser.add_argument("--spark", metavar="PYTHON", help="an interpreter that has pyspark, and payoff")
+    parser.add_argument("--contestants", help="some of them, with commas; default: all")
     parser.add_argument("--contestant", help=argparse.SUPPRESS)
     parser.add_argument("--make", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -746,7 +810,8 @@ def main() -> None:
     )
     prepared(data, tasks)
     for task in tasks:
-        race(task, data, arguments.events, arguments.repeats)
+        only = None if arguments.contestants is None else arguments.contestants.split(",")
+        race(task, data, arguments.events, arguments.repeats, arguments.spark, only)
 
 
 if __name__ == "__main__":

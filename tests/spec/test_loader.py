@@ -472,7 +472,7 @@ CASES: list[tuple[str, str, str]] = [
     ("from: orders, column: amount,", "from: ordrs, column: amount,", "error[unknown-source]: 'ordrs' is not a source; did you mean 'orders'?"),
     ("links: {sends: send_id}}\n  clicks", "links: {send: send_id}}\n  clicks", "email.yml:3:76 error[unknown-source]: 'send' is not a source; did you mean 'sends'?"),
     ("{table: sends,", "{table: sends, sql: SELECT 1,", "email.yml:2:3 error[bad-value]: a source has exactly one of table, file, sql or sessions"),
-    ("{table: orders,", "{file: orders.csv, connection: main,", "error[bad-value]: a file source has no connection"),
+    ("{table: orders,", "{file: orders.csv, connection: main,", "error[wrong-connection]: 'main' is a duckdb connection, and files are read without one"),
     ("table: orders,", "table: [orders],", "error[wrong-type]: 'table' must be text, not a list"),
     ("{table: orders, time: ordered_at, entity: {user: user_id}}", "orders", "email.yml:5:11 error[wrong-type]: a source is a map, such as orders: {table: orders,"),
     ("table: orders,", "table: orders, connection: mian,", "error[unknown-connection]: 'mian' is not a connection; did you mean 'main'?"),

@@ -103,8 +103,6 @@ def test_an_assignment_that_names_a_source_adds_nothing_to_it() -> None:
         with pytest.raises(ValidationError, match=f"{key} belongs to the source 's'"):
             nouns.Assignment.model_validate({"source": "s", "variant": "v", "control": "c", key: value})
     assert nouns.Assignment(source="s", variant="v", control="c", where="x = 1").where == "x = 1"
-    with pytest.raises(ValidationError, match="a file has no connection"):
-        nouns.Assignment(file="a.csv", connection="main", variant="v", control="c")
 
 
 def test_the_parts_of_a_ratio() -> None:

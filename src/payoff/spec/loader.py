@@ -366,11 +366,14 @@ class LoadedProject:
         return declared, declared.from_ or own
 
     def connection_of(self, source: Source) -> str | None:
-        """The connection a table or sql source reads: the one it names, else the only one that holds tables."""
-        if source.file is not None or source.sessions is not None:
-            return None
+        """The connection a table or sql source reads: the one it names, else the only one that holds tables.
+
+        None for files: they are read by the engine of what is read with them, else by DuckDB; or by the one they name.
+        """
         if source.connection is not None:
             return source.connection
+        if source.file is not None or source.sessions is not None:
+            return None
         usable = self.readable()
         return usable[0] if len(usable) == 1 else None
 

@@ -272,6 +272,8 @@ Connection = Annotated[
     Field(discriminator="engine"),
 ]
 KEEPS_LEDGERS = ("sqlite", "postgres")
+READ_FILES = ("clickhouse", "spark")
+"""Engines that a ``file:`` source may name; without one DuckDB reads it."""
 
 
 class Defaults(Noun):
@@ -390,8 +392,6 @@ class Source(Noun):
             given = [k for k in ("time", "id", "entity", "one_row_per", "timezone", "connection") if getattr(self, k)]
             if given:
                 raise ValueError(f"sessions know their unit and their time; leave out {given[0]}")
-        if self.file is not None and self.connection is not None:
-            raise ValueError("a file source has no connection")
         return self
 
     @property
@@ -715,8 +715,6 @@ class Assignment(Source):
             raise ValueError("sessions are declared under sources, and named here as source")
         if sum(origin is not None for origin in (self.source, self.table, self.file, self.sql)) != 1:
             raise ValueError("an assignment has exactly one of source, table, file or sql")
-        if self.file is not None and self.connection is not None:
-            raise ValueError("a file has no connection")
         if self.source is not None:
             extra = [k for k in ("connection", "time", "timezone", "through", "id", "one_row_per") if getattr(self, k)]
             extra += [k for k in ("entity", "links") if getattr(self, k)]

@@ -16,6 +16,7 @@ from payoff.errors import Problem
 from payoff.spec.journey_references import JourneyChecker
 from payoff.spec.nouns import (
     KEEPS_LEDGERS,
+    READ_FILES,
     Attribute,
     Claim,
     ConversionMetric,
@@ -211,6 +212,9 @@ class Checker:
                 connection = self.spec.connections.get(source.connection)
                 if connection is not None and connection.engine == "sqlite":
                     message = f"'{source.connection}' is a sqlite connection, which only keeps the ledger; sources are read from duckdb, postgres, clickhouse or spark connections"
+                    self.problem("wrong-connection", message, *steps, "connection")
+                elif connection is not None and source.file is not None and connection.engine not in READ_FILES:
+                    message = f"'{source.connection}' is a {connection.engine} connection, and files are read without one, or by spark or clickhouse"
                     self.problem("wrong-connection", message, *steps, "connection")
                 elif connection is not None and not connection.holds_tables:
                     self.problem(
