@@ -12,7 +12,6 @@ into place last: whoever reads finds the old state or the new one.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -29,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from sqlglot import exp
 
 from payoff.errors import DataError
@@ -37,6 +37,7 @@ from payoff.warehouse import fused, prepared
 from payoff.warehouse.engines.duckdb import DuckDBEngine
 from payoff.warehouse.fused import Accumulators
 from payoff.warehouse.layout import Exposure, Layout, Scan
+from payoff.warehouse.locks import flush, locked
 from payoff.warehouse.prepared import UNIT
 from payoff.warehouse.query import Query, column, fragment, sql
 from payoff.warehouse.sources import View
@@ -151,13 +152,8 @@ class Store:
     def lock(self) -> Iterator[bool]:
         """Whether this process may write, until it leaves. Raises OSError where no folder can be made."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        with open(self.folder / "lock", "ab") as handle:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                yield False
-                return
-            yield True
+        with locked(self.folder / "lock") as alone:
+            yield alone
 
     def _read_manifest(self) -> dict[str, Any] | None:
         try:
@@ -268,7 +264,7 @@ class Store:
                 path.unlink(missing_ok=True)
             raise
         self._manifest = told
-        _sync(self.folder)
+        flush([self.folder])
         self._sweep(told)
 
     def moved(self) -> bool:
@@ -300,14 +296,6 @@ class Store:
 
 def _digest(value: object) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
-def _sync(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def sweep(root: Path, now: float | None = None) -> int:
@@ -734,13 +722,11 @@ class Refresh:
             )
         return self._units_seen[segment.path]
 
-    def _look_for_units(self, segment: Segment) -> np.ndarray:
-        query = sql(
-            f"SELECT DISTINCT coalesce({UNIT}, -1) AS unit FROM read_parquet($path)",
-            path=segment.path,
-        )
-        found = self._engine.fetch(query, "units of a segment")["unit"].to_numpy()
-        return np.sort(found)
+    @staticmethod
+    def _look_for_units(segment: Segment) -> np.ndarray:
+        rows = pc.fill_null(pq.read_table(segment.path, columns=[UNIT])[UNIT], -1).to_numpy()
+        units: np.ndarray = np.sort(rows[np.flatnonzero(np.diff(rows, prepend=-2))])  # a unit's rows lie together
+        return units
 
     def _units_in(self, key: str, old: Iterable[str], now: Iterable[str]) -> np.ndarray:
         """The units with rows in segments as they were when they were folded, or (``now``) as they are."""
