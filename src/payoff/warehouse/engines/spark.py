@@ -659,6 +659,14 @@ def _among(node: exp.Expr) -> exp.Expr:
     return exp.paren(exp.or_(*one_by_one))
 
 
+def _length(node: exp.Expr) -> exp.Expr:
+    """Of text, or of a list: one that is written here, or of a step's column that is."""
+    of = node.this.unnest()
+    made = [a.this for a in of.root().find_all(exp.Alias) if isinstance(of, exp.Column) and a.alias == of.name]
+    lists = (exp.Array, exp.ArrayFilter, exp.ArraySort)
+    return _call("SIZE" if any(isinstance(n, lists) for n in (of, *made)) else "LENGTH", node.this)
+
+
 def _trimmed(node: exp.Expr) -> exp.Expr:
     of = node.args.get("expression")
     return _call("TRIM", node.this) if of is None else _call("BTRIM", node.this, of)
@@ -687,6 +695,10 @@ _MACROS: Mapping[type[exp.Expr] | str, Macro] = {
     exp.AtTimeZone: _at_zone,
     exp.UnixToTime: _from_epoch,
     "make_timestamptz": _renamed("TIMESTAMP_MICROS"),
+    # a number for an id and no figure: 63 bits, as no number here is without a sign
+    "hash": lambda node: exp.paren(
+        exp.BitwiseAnd(this=_call("XXHASH64", *node.expressions), expression=_number(2**63 - 1))
+    ),
     "isfinite": _finite,
     "list_extract": _element,
     "fsum": _renamed("SUM"),
@@ -720,6 +732,7 @@ _MACROS: Mapping[type[exp.Expr] | str, Macro] = {
     exp.Right: _first_sized,
     exp.Trim: _trimmed,
     exp.In: _among,
+    exp.Length: _length,
     exp.Extract: _extract,
     exp.DateDiff: _date_diff,
     exp.DayOfWeek: _day_of_week,
@@ -758,7 +771,6 @@ _PLAIN: frozenset[type[exp.Expr]] = frozenset(
             exp.Month,
             exp.DayOfMonth,
             exp.Day,
-            exp.Length,
             exp.MD5,
         ),
         *(exp.Like, exp.ILike, exp.Escape, exp.RegexpLike, exp.Contains, exp.StartsWith, exp.EndsWith, exp.Replace),
@@ -854,7 +866,7 @@ class SparkEngine(Engine):
         spark.registerProgressHandler(self._told)
         return spark
 
-    def _told(self, stages: Any, inflight_tasks: int, operation_id: Any, done: bool) -> None:
+    def _told(self, stages: Any, *_: Any, done: bool = False, **__: Any) -> None:
         tasks = sum(stage.num_tasks for stage in stages or ())
         finished = sum(stage.num_completed_tasks for stage in stages or ())
         self._share = finished / tasks if tasks and not done else None
