@@ -213,7 +213,8 @@ class ArmsReader:
         for scan in layout.scans:
             if scan.stage >= 0 and scan.entity not in self._refreshed:
                 self._read(scan, *self._span(scan, counts))
-        for entity in {read.entity for read in (*layout.rows, *layout.lookups)} & self._refreshed.keys():
+        named = {rows.entity for rows in layout.rows} | {lookup.entity for lookup in layout.lookups}
+        for entity in named & self._refreshed.keys():
             self._refreshed[entity].show()
         for rows in layout.rows:
             self._keep(rows.table, statements.rows(rows, *self._span(rows, counts)), rows.view.name)

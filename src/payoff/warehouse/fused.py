@@ -118,7 +118,7 @@ class Accumulators:
 
     @classmethod
     def empty(cls, folds: Sequence[Fold], n: int) -> Accumulators:
-        cells = np.zeros((n, sum(f.cells for f in folds)), np.int64)
+        cells = np.zeros((n, sum(f.cells for f in folds)), np.int64, order="F")  # a column is read where it lies
         for fold, at in _places(folds):
             if fold.kind == "first":
                 cells[:, at] = NEVER
@@ -127,7 +127,9 @@ class Accumulators:
     def column(self, fold: Fold) -> pa.Array:
         """A fold's values: BIGINT counts, DOUBLE sums, means and (BIGINT) first times that are NULL where there was no row."""
         at = next(at for f, at in _places(self.folds) if f == fold)
-        if self._columns is None:
+        if self._columns is None and self.cells.flags.f_contiguous:
+            self._columns = self.cells.T
+        elif self._columns is None:
             self._columns = np.empty(self.cells.shape[::-1], np.int64)
             for low in range(
                 0, len(self.cells), _BLOCK
