@@ -139,7 +139,7 @@ def told_type(kind: str) -> str:
         kind = found[1]
     name, _, inside = kind.partition("(")
     if name == "Decimal":
-        return f"DECIMAL({inside[:-1].replace(' ', '')})".replace(",", ", ").replace(",  ", ", ")
+        return f"DECIMAL({inside[:-1].replace(' ', '')})"
     if name == "DateTime":
         return "TIMESTAMP WITH TIME ZONE" if inside else "TIMESTAMP"
     if name == "DateTime64":
@@ -198,7 +198,7 @@ def _as_text(node: exp.Expr) -> exp.Expr:
     short = _call("replaceRegexpOne", _copy(plain), r"([.]\d*?)0+$", r"\1")
     short = _call("replaceRegexpOne", short, "[.]$", "")
     offset = exp.Case(
-        ifs=[exp.If(this=_call("endsWith", _copy(kind), "')"), true=exp.convert("+00"))], default=exp.convert("")
+        ifs=[exp.If(this=_call("match", _copy(kind), "'"), true=exp.convert("+00"))], default=exp.convert("")
     )
     return exp.Case(
         ifs=[
@@ -210,6 +210,37 @@ def _as_text(node: exp.Expr) -> exp.Expr:
         ],
         default=plain,
     )
+
+
+def _rounded(value: exp.Expr) -> exp.Expr:
+    """A fraction is rounded to the nearest, where ClickHouse would cut it off: halves to even, those of decimals away from 0."""
+    if _is_whole(value):
+        return value
+    decimal = _call("match", _call("toTypeName", _copy(value)), "Decimal")
+    return exp.Case(ifs=[exp.If(this=decimal, true=_call("round", _copy(value)))], default=_call("roundBankers", value))
+
+
+def _may_be_text(node: exp.Expr) -> bool:
+    node = _bare(node)
+    if isinstance(node, exp.Literal):
+        return node.is_string and not re.fullmatch(r"[-+]?\d[\d.]*(e[-+]?\d+)?|\d{4}-\d\d-\d\d([ T].*)?", node.name)
+    if isinstance(node, exp.Case):
+        told = [branch.args["true"] for branch in node.args["ifs"]]
+        return any(_may_be_text(e) for e in (*told, node.args.get("default") or exp.null()))
+    if isinstance(node, exp.Coalesce | exp.Nullif):
+        return any(_may_be_text(e) for e in (node.this, *node.expressions))
+    if isinstance(node, exp.Filter | exp.Window | exp.Min | exp.Max):
+        return _may_be_text(node.this)
+    return isinstance(node, exp.Column | exp.Subquery) or _is_text(node)
+
+
+def _checked(value: exp.Expr, cast: exp.Expr, kind: str, always: bool = False) -> exp.Expr:
+    """Text that is no such value (and ``always`` a number that it cannot hold) is an error: ClickHouse makes it NULL."""
+    if not (always or _may_be_text(value)):
+        return cast
+    lost = exp.And(this=_call("isNull", cast), expression=_call("isNotNull", _copy(value)))
+    says = f"a value cannot be read as {kind}"
+    return exp.Case(ifs=[exp.If(this=_call("throwIf", lost, says), true=exp.null())], default=_copy(cast))
 
 
 def _cast(node: exp.Expr) -> exp.Expr:
@@ -231,23 +262,17 @@ def _cast(node: exp.Expr) -> exp.Expr:
         if isinstance(_bare(value), exp.Literal) and value.is_string:
             return _as(value, name)
         if _is_whole(value) and not attempt:
-            return (
-                _as(value, name)
-                if isinstance(_bare(value), exp.Literal)
-                else _call("accurateCast", value, f"Nullable({name})")
-            )
-        # a fraction is rounded to the nearest, halves to even, where ClickHouse would cut it off
-        return _call(
-            "accurateCastOrNull" if attempt else "accurateCast",
-            _call("roundBankers", value),
-            name if attempt else f"Nullable({name})",
-        )
+            return _as(value, name)
+        found = _call("accurateCastOrNull", _rounded(value), name)
+        return found if attempt else _checked(value, found, kind.sql("duckdb"), always=True)
     if attempt:
         return _call("accurateCastOrNull", value, name)
     if kind.this == _T.DECIMAL:
         scale = name.split(",")[1].strip(" )")
         return _as(_call("round", value, int(scale)), name)
-    return _as(value, name)
+    if name == "Bool" or name.startswith("Array"):
+        return _as(value, name)
+    return _checked(value, _as(value, name), kind.sql("duckdb"))
 
 
 # ---------------------------------------------------------------- values
@@ -402,7 +427,8 @@ def _split_part(node: exp.Expr) -> exp.Expr:
     separator, at = node.args.get("delimiter"), node.args.get("part_index")
     if not (isinstance(at, exp.Literal) and at.name.isdigit() and int(at.name) > 0 and separator is not None):
         raise NoForm("split_part() at a place that is not written out as a positive number")
-    return _call("arrayElement", _call("splitByString", separator, _call("assumeNotNull", node.this)), at)
+    part = _call("arrayElement", _call("splitByString", separator, _call("assumeNotNull", node.this)), at)
+    return exp.Case(ifs=[exp.If(this=_call("isNotNull", _copy(node.this)), true=part)])
 
 
 def _json_text(node: exp.Expr) -> exp.Expr:
@@ -445,7 +471,7 @@ def _unix_to_time(node: exp.Expr) -> exp.Expr:
     if scale is not None and scale.name == "6":
         return _from_micros(node.this, zoned=False)
     if scale is not None and scale.name == "3":
-        return _from_micros(exp.Mul(this=_call("toInt64", node.this), expression=exp.Literal.number(1000)), zoned=False)
+        return _from_micros(exp.Mul(this=exp.paren(node.this), expression=_call("toInt64", 1000)), zoned=False)
     if scale is not None and scale.name != "0":
         raise NoForm("a time from a count of nanoseconds")
     us = exp.Mul(this=_call("toFloat64", node.this), expression=_call("toFloat64", 1_000_000))
@@ -540,7 +566,9 @@ def _trunc(node: exp.Expr) -> exp.Expr:
     unit = node.args["unit"].name.lower()
     if unit not in _UNITS:
         raise NoForm(f"date_trunc() to a {unit}")
-    start = _call("dateTrunc", unit, _instant(_copy(node.this)))
+    us = _micros(_copy(node.this))  # to the second first: before 1970 ClickHouse rounds a fraction up
+    second = exp.Sub(this=us, expression=_call("positiveModulo", us.copy(), _call("toInt64", 1_000_000)))
+    start = _call("dateTrunc", unit, _from_micros(second, zoned=True))
     # less what is over, so that a wall clock stays one and an instant stays one
     return exp.paren(
         exp.Sub(
@@ -628,28 +656,11 @@ def _round(node: exp.Expr) -> exp.Expr:
     )
 
 
-def _defined(name: str, wrong: Callable[[exp.Expr], exp.Expr], says: str) -> Macro:
-    """A function that is an error, and not a number that is none, where it is not defined."""
+def _log(node: exp.Expr) -> exp.Expr:
+    if node.args.get("expression") is not None:
+        raise NoForm("log() to a base of its own")
+    return _call("log10", node.this)
 
-    def macro(node: exp.Expr) -> exp.Expr:
-        value = node.expressions[0] if isinstance(node, exp.Anonymous) else node.this
-        if isinstance(node, exp.Log) and node.args.get("expression") is not None:
-            raise NoForm("log() to a base of its own")
-        told = _call("throwIf", _call("ifNull", wrong(_copy(value)), 0), says)
-        return exp.paren(exp.Add(this=_call(name, value), expression=told))
-
-    return macro
-
-
-def _not_positive(value: exp.Expr) -> exp.Expr:
-    return exp.LTE(this=exp.paren(value), expression=exp.Literal.number(0))
-
-
-def _negative(value: exp.Expr) -> exp.Expr:
-    return exp.LT(this=exp.paren(value), expression=exp.Literal.number(0))
-
-
-_LOGARITHM = "the logarithm of a number that is not above zero"
 
 # ---------------------------------------------------------------- aggregates and windows
 
@@ -689,10 +700,13 @@ def _group_concat(node: exp.Expr) -> exp.Expr:
         raise NoForm("text put together in no order")
     if len(value.expressions) != 1 or value.expressions[0].args.get("desc"):
         raise NoForm("text put together in an order of several columns")
+    if isinstance(node.parent, exp.Filter | exp.Window):
+        raise NoForm("text put together of some rows")
     pairs = _call("groupArray", _call("tuple", value.expressions[0].this, value.this))
     x = exp.to_identifier("it")
     second = exp.Lambda(this=_call("tupleElement", exp.column("it"), 2), expressions=[x])
-    return _call("arrayStringConcat", _call("arrayMap", second, _call("arraySort", pairs)), separator)
+    text = _call("arrayStringConcat", _call("arrayMap", second, _call("arraySort", pairs)), separator)
+    return exp.Case(ifs=[exp.If(this=_call("notEmpty", pairs.copy()), true=text)])
 
 
 def _neighbour(name: str) -> Macro:
@@ -748,10 +762,13 @@ def _first_ahead(query: exp.Query) -> exp.Query:
     distances have 32 bits, and microseconds need more."""
     for window in list(query.find_all(exp.Window)):
         spec, order = window.args.get("spec"), window.args.get("order")
-        if spec is None or spec.args.get("kind") != "RANGE" or not isinstance(spec.args.get("end"), exp.Expr):
+        ends = () if spec is None else (spec.args.get("start"), spec.args.get("end"))
+        if spec is None or spec.args.get("kind") != "RANGE" or not any(isinstance(end, exp.Expr) for end in ends):
             continue
         inner = window.this.this if isinstance(window.this, exp.Filter) else window.this
-        at = order.expressions[0].this if order is not None and len(order.expressions) == 1 else None
+        if order is None:
+            raise NoForm("a window over a distance in no order")
+        at = order.expressions[0].this if len(order.expressions) == 1 else None
         ahead = spec.args.get("start") == "CURRENT ROW" and spec.args.get("end_side") == "FOLLOWING"
         if not (
             ahead and isinstance(inner, exp.Min) and inner.this == at and not order.expressions[0].args.get("desc")
@@ -820,6 +837,10 @@ def _bracket(node: exp.Expr) -> exp.Expr:
         raise NoForm("an element at a place that is not written out")
     place = int(at.name) + (1 - (node.args.get("offset") or 0) if node.args.get("offset") is not None else 1)
     return _call("arrayElementOrNull", node.this, place)
+
+
+def _has(listed: exp.Expr, value: exp.Expr) -> exp.Expr:
+    return exp.Case(ifs=[exp.If(this=_call("isNotNull", _copy(value)), true=_call("has", listed, value))])
 
 
 def _filtered(node: exp.Expr) -> exp.Expr:
@@ -1086,11 +1107,11 @@ _MACROS: dict[type[exp.Expr] | str, Macro] = {
     exp.Exp: lambda n: _call("exp", n.this),
     exp.Pow: _operator("pow"),
     exp.Round: _round,
-    exp.Sqrt: _defined("sqrt", _negative, "the square root of a number below zero"),
-    exp.Ln: _defined("log", _not_positive, _LOGARITHM),
-    exp.Log: _defined("log10", _not_positive, _LOGARITHM),
-    "log10": _defined("log10", _not_positive, _LOGARITHM),
-    "log2": _defined("log2", _not_positive, _LOGARITHM),
+    exp.Sqrt: lambda n: _call("sqrt", n.this),
+    exp.Ln: lambda n: _call("log", n.this),
+    exp.Log: _log,
+    "log10": lambda n: _call("log10", *n.expressions),
+    "log2": lambda n: _call("log2", *n.expressions),
     "isfinite": lambda n: _call("isFinite", *n.expressions),
     exp.IsNan: lambda n: _call("isNaN", n.this),
     exp.IsInf: lambda n: _call("isInfinite", n.this),
@@ -1165,12 +1186,13 @@ _MACROS: dict[type[exp.Expr] | str, Macro] = {
     exp.Explode: lambda n: _call("arrayJoin", n.this),
     exp.ArrayFilter: _filtered,
     exp.ArraySort: _sorted,
-    exp.ArrayContains: lambda n: _call("has", n.this, n.expression),
+    exp.ArrayContains: lambda n: _has(n.this, n.expression),
     exp.ArraySize: lambda n: _call("length", n.this),
     exp.Bracket: _bracket,
     exp.GenerateSeries: _series,
     "list_extract": _element,
-    "list_contains": lambda n: _call("has", *n.expressions),
+    "list_contains": lambda n: _has(*n.expressions),
+    "file": lambda n: n,  # which our own ``files`` alone writes: a table function passes no user's text
     "arrayzipunaligned": lambda n: _call("arrayZipUnaligned", *n.expressions),
 }
 
@@ -1212,6 +1234,7 @@ _SETTINGS: Mapping[str, int | str] = {
     "cast_string_to_date_time_mode": "best_effort",
     "enable_extended_results_for_datetime_functions": 1,
     "count_distinct_implementation": "uniqExact",
+    "insert_null_as_default": 0,
     "enable_materialized_cte": 1,
     # a table of this session is on the server that it speaks to, and not on each that holds a part
     "prefer_global_in_and_join": 1,
@@ -1246,7 +1269,7 @@ class _Embedded:
             chdb: Any = importlib.import_module("chdb")
         except ImportError:
             raise MissingExtra("chdb", "ClickHouse in this process") from None
-        self._connect, self._error = chdb.connect, (chdb.ChdbError, RuntimeError)
+        self._connect, self._error = chdb.connect, RuntimeError  # its own error is one
         self._path, self._beside = str(path), None
         try:
             self._connection: Any = self._connect(self._path)
@@ -1265,6 +1288,8 @@ class _Embedded:
         try:
             answer = connection.query(text, "Arrow" if read else "Null")
         except self._error as error:
+            with contextlib.suppress(self._error):  # what it had written already would come before the next answer
+                connection.query("SELECT 1", "Arrow")
             raise _from_text(str(error)) from None
         return bytes(answer.bytes()) if read else b""
 
@@ -1476,7 +1501,10 @@ class ClickHouseEngine(Engine):
             return super().files(paths, kind, source)
         if any(c in path for path in paths for c in "{}*?,\\"):
             raise DataError("has a name with a sign that ClickHouse reads as a pattern; rename the file", source=source)
-        listed = paths[0] if len(paths) == 1 else "{" + ",".join(paths) + "}"
+        if len({Path(path).parent for path in paths}) > 1:
+            raise DataError("has files in several folders; put them in one, or read them with duckdb", source=source)
+        names = ",".join(Path(path).name for path in paths)
+        listed = paths[0] if len(paths) == 1 else f"{Path(paths[0]).parent}/{{{names}}}"
         return exp.select("*").from_(exp.Table(this=_call("file", listed, "Parquet")))
 
     def size(self, place: exp.Table | Sequence[str], columns: Sequence[str]) -> int | None:
@@ -1487,12 +1515,12 @@ class ClickHouseEngine(Engine):
         at, table = (exp.convert(name).sql("clickhouse") for name in (place.db, place.name))
         try:
             (found,) = self._rows(
-                "SELECT count() AS parts, toInt64(sum(column_data_compressed_bytes)) AS size FROM system.parts_columns"
+                "SELECT toInt64(ifNull(sum(column_data_compressed_bytes), 0)) AS size FROM system.parts_columns"
                 f" WHERE active AND database = {at} AND table = {table} AND column IN ({named})"
             )
         except _Failed:
             return None
-        return int(found["size"]) if found["parts"] else None
+        return int(found["size"]) or None  # small parts do not tell columns apart
 
     def memory(self) -> int:
         (found,) = self._rows("SELECT toInt64(getSetting('max_memory_usage')) AS bytes")
