@@ -271,7 +271,7 @@ class Units:
         later = column(f"{name}_later", alias) if timed and not own else no
         many = column(f"{name}_many", alias) if not timed and not (own and unit_level) else no
         if attribute.since is not None:
-            days = fragment("($t0 - $v) / $day", t0=column("t0", "x"), v=value, day=_DAY_US)
+            days = fragment("($t0 - $v) / $day", t0=column("t0", "x"), v=value, day=double(_DAY_US))
             ahead = fragment("$v > $t0", v=value, t0=column("t0", "x"))
             real = fragment("$v >= $first", v=value, first=_FIRST_US)  # and not -infinity, which is no time
             return (

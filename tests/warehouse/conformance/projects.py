@@ -537,8 +537,11 @@ metrics:
   n: {{kind: sum, from: orders, column: "CAST(amount AS INTEGER)", where: "amount < 1000"}}
   o: {{kind: sum, from: orders, column: paid}}
   p: {{kind: sum, from: orders, column: "date_diff('day', day, DATE '2026-12-01')"}}
+  q: {{kind: sum, from: orders, column: "price / 7 + price / 3.0 + price * 0.1"}}
+  r: {{kind: mean, from: visits, column: "load_ms / 7.0"}}
+  s: {{kind: sum, from: orders, column: 'amount / nullif("select" - 1, 0)'}}
 experiments:
-  recs: {{{RECS}, entity: user, secondary: [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p]}}
+  recs: {{{RECS}, entity: user, secondary: [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p, q, r, s]}}
 """,
 }
 
@@ -581,6 +584,16 @@ sources:
   orders:    {table: orders, time: t, entity: {user: user_id}}
 metrics:
   worth: {kind: sum, from: orders, column: "CASE WHEN order_id % 50 = 7 THEN CAST('nan' AS DOUBLE) ELSE amount END"}
+experiments:
+  recs: {assignment: {source: exposures, where: "test = 'recs'", variant: '"group"', control: off}, primary: worth}
+""",
+    "divided_by_zero": """
+defaults: {entity: user, window: 14d}
+sources:
+  exposures: {table: exposures, time: t, entity: {user: user_id}}
+  orders:    {table: orders, time: t, entity: {user: user_id}}
+metrics:
+  worth: {kind: sum, from: orders, column: 'amount / ("select" - 1)'}
 experiments:
   recs: {assignment: {source: exposures, where: "test = 'recs'", variant: '"group"', control: off}, primary: worth}
 """,
