@@ -1429,6 +1429,14 @@ class ClickHouseEngine(Engine):
             settings["readonly"] = 2
         told = ", ".join(f"{key} = {exp.convert(value).sql('clickhouse')}" for key, value in settings.items())
         self._session.send(f"SET {told}", self._mark(), False)
+        self._kind = "MergeTree ORDER BY tuple()"  # on disk, where the user may have that
+        try:
+            self._session.send(
+                f"CREATE TEMPORARY TABLE payoff_probe (x Int8) ENGINE = {self._kind}", self._mark(), False
+            )
+            self._session.send("DROP TEMPORARY TABLE payoff_probe", self._mark(), False)
+        except _Failed:
+            self._kind = "Memory"
 
     def _unopened(self, failed: _Failed) -> ConnectionFailed:
         if failed.code in _NO_LOGIN:
@@ -1454,9 +1462,7 @@ class ClickHouseEngine(Engine):
 
     def _create(self, table: str, query: Query, what: str, source: str | None) -> None:
         self._kept.append(table)
-        text = (
-            f"CREATE TEMPORARY TABLE {_quoted(table)} ENGINE = MergeTree ORDER BY tuple() AS\n{self.text(query, what)}"
-        )
+        text = f"CREATE TEMPORARY TABLE {_quoted(table)} ENGINE = {self._kind} AS\n{self.text(query, what)}"
         self._watched(text, False, what, source)
 
     def _insert(self, table: str, query: Query, what: str, source: str | None) -> None:
