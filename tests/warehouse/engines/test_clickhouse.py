@@ -361,6 +361,7 @@ WINDOWS = [
     *(f"lead(CASE WHEN i % 3 = 0 THEN i END IGNORE NULLS) {_OVER})", f"lag(i IGNORE NULLS) {_OVER})"),
     f"last_value(i) {_OVER} ROWS BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW)",
     "min(us) FILTER (WHERE i % 2 = 0) OVER (PARTITION BY u ORDER BY us RANGE BETWEEN CURRENT ROW AND 5 FOLLOWING)",
+    "min(us) over (partition by u order by us range between current row and 5000000000 following)",  # more than 32 bits
     "sum(v) OVER (PARTITION BY u)",
 ]
 

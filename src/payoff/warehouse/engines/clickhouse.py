@@ -763,13 +763,17 @@ def _first_ahead(query: exp.Query) -> exp.Query:
     for window in list(query.find_all(exp.Window)):
         spec, order = window.args.get("spec"), window.args.get("order")
         ends = () if spec is None else (spec.args.get("start"), spec.args.get("end"))
-        if spec is None or spec.args.get("kind") != "RANGE" or not any(isinstance(end, exp.Expr) for end in ends):
+        if (
+            spec is None
+            or str(spec.args.get("kind")).upper() != "RANGE"
+            or not any(isinstance(end, exp.Expr) for end in ends)
+        ):
             continue
         inner = window.this.this if isinstance(window.this, exp.Filter) else window.this
         if order is None:
             raise NoForm("a window over a distance in no order")
         at = order.expressions[0].this if len(order.expressions) == 1 else None
-        ahead = spec.args.get("start") == "CURRENT ROW" and spec.args.get("end_side") == "FOLLOWING"
+        ahead = [str(spec.args.get(key)).upper() for key in ("start", "end_side")] == ["CURRENT ROW", "FOLLOWING"]
         if not (
             ahead and isinstance(inner, exp.Min) and inner.this == at and not order.expressions[0].args.get("desc")
         ):
