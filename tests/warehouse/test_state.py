@@ -372,7 +372,7 @@ class Shop:
             layout.arrange()
             found = begin(layout, "user", full=full)
             assert isinstance(found, Refresh), found
-            assert found.count()
+            assert found.open().count()
             yield found
 
     def run(self, *, full: bool = False, now: datetime = NOW) -> dict[str, Any]:
@@ -384,6 +384,12 @@ def how(run: dict[str, Any]) -> str:
     """What the plan says of how far the run had a state."""
     said = [s["purpose"].partition(" (")[2].rstrip(")") for s in run["plan"] if s["step"] == "exposures in exposures"]
     return said[0] or "as stored"
+
+
+def foreseen(shop: Shop) -> str:
+    """The same of what a run would do."""
+    steps = [step.to_dict() for step in Project.load(shop.root).plan()]
+    return how({"plan": steps})
 
 
 def figures(value: Any) -> Any:
@@ -528,9 +534,11 @@ def test_only_units_that_something_new_touches_are_counted_again(tmp_path: Path)
 def test_what_ends_a_state_is_told(tmp_path: Path) -> None:
     shop = Shop(tmp_path / "p", 41)
     shop.prepare()
+    assert foreseen(shop) == "full: the first of its kind; 10 segments"
     first = shop.run()
     assert how(first) == "full: the first of its kind; 10 segments read"
     assert how(shop.run()) == "refresh: 0 new segments of 10; 0 units recomputed"
+    assert foreseen(shop) == "refresh: 0 new segments of 10"
     # a file of it is damaged: it is counted anew, and stored
     folder = next(p for p in state.home(shop.root).iterdir() if p.is_dir())
     column = max(folder.glob("*-column*"), key=lambda p: p.stat().st_size)
@@ -547,10 +555,14 @@ def test_what_ends_a_state_is_told(tmp_path: Path) -> None:
     found = shop.run()
     assert how(found).startswith("full: the state was damaged")
     assert figures(found) == figures(shop.run(full=True))
+    shop.write("events", "day-00-later", 0, 10)
+    shop.prepare()
+    assert foreseen(shop) == "refresh: 1 new segments of 12"
     # too much is another
-    for path in shop.files("events")[:5]:
+    for path in shop.files("events")[:6]:
         pq.write_table(pq.read_table(path).slice(1), path)
     shop.prepare()
+    assert foreseen(shop) == "full: more than half of the segments changed; 12 segments"
     assert how(shop.run()).startswith("full: more than half of the segments changed")
     # a definition is another, and the old one is found again
     text = (shop.root / "payoff.yml").read_text()

@@ -109,7 +109,12 @@ class ArmsReader:
         steps = list(self.steps)
         for view in layout.unique_views():
             steps += [step for step in (statements.profile(view), statements.ids(view)) if step is not None]
-        steps += [statements.exposure(exposure).keeping(exposure.table) for exposure in layout.exposures]
+        for exposure in layout.exposures:
+            step, refresh = statements.exposure(exposure), begin(layout, exposure.entity, full=False)
+            if layout.catalog.prepared:
+                said = refresh.foreseen() if isinstance(refresh, Refresh) else f"full: {refresh}"
+                step = replace(step, purpose=f"{step.purpose} ({said})")
+            steps.append(step.keeping(exposure.table))
         low, high = placeholder("first_exposure"), placeholder("last_exposure_and_window")
         for entity in layout.entities():
             stages = statements.stages(entity)
@@ -186,7 +191,7 @@ class ArmsReader:
         for entity in layout.entities():
             refresh = begin(layout, entity, full=self._full)
             if isinstance(refresh, Refresh):
-                self._refreshed[entity] = refresh
+                self._refreshed[entity] = refresh.open()
         for view in layout.unique_views():
             self._profile(view)
         for scan in layout.scans:

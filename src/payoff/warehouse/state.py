@@ -23,7 +23,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import pyarrow as pa
@@ -166,6 +166,11 @@ class Store:
         if not body or told.get("sum") != _digest(body) or told["definition"] != self.definition:
             raise Damaged("its manifest is not what was written")
         return dict(told)
+
+    def segments(self) -> dict[str, dict[str, str]] | None:
+        """The segments that the state is of: relation -> ``of`` -> fingerprint; None where there is no state. Raises Damaged."""
+        told = self._read_manifest()
+        return None if told is None else told["facts"]["segments"]
 
     def load(self) -> Held | None:
         """The last state written whole, None where there is none. Raises Damaged where it cannot be used."""
@@ -404,7 +409,7 @@ class _Numbered(_Part):
 
 
 class _TooMany(Exception):
-    """There are more arms than a state counts."""
+    """There are more arms than a state counts, or more exposures than memory holds."""
 
 
 class Refresh:
@@ -433,7 +438,6 @@ class Refresh:
         views = [*(e.view for e in self._exposures), *(s.view for s in self._scans)]
         self._prepared = {view.relation.key: prepared[view.relation.key] for view in views}
         self._folds = {scan.table: folds[scan.table] for scan in self._scans}
-        self._count_of = {p.key: self._units_of(p) for p in self._prepared.values()}
         self._store = Store(root, self._definition())
         self._full = full
         self._changed = np.zeros(0, bool)
@@ -443,7 +447,7 @@ class Refresh:
         self._fresh = False
         self._why = self._unkept = ""
         self.recounted = self.rows_read = 0
-        self._held = self._load()
+        self._held = Held()
 
     # ---------------------------------------------------------------- what it is of
 
@@ -467,8 +471,30 @@ class Refresh:
 
     # ---------------------------------------------------------------- the run
 
+    def open(self) -> Self:
+        """Load the state there is."""
+        self._count_of = {p.key: self._units_of(p) for p in self._prepared.values()}
+        self._held = self._load()
+        return self
+
+    def foreseen(self) -> str:
+        """How a run would go, in a clause; no row is read for it."""
+        segments = sum(len(p.segments) for p in self._prepared.values())
+        try:
+            held = self._store.segments()
+        except Damaged as error:
+            return f"full: the state is damaged ({error}); {segments:,} segments"
+        if held is None:
+            return f"full: the first of its kind; {segments:,} segments"
+        changes = {k: compare(held[k], {s.of: s.fingerprint for s in p.segments}) for k, p in self._prepared.items()}
+        if any(c.rewritten > len(self._prepared[k].segments) / 2 for k, c in changes.items()):
+            return f"full: more than half of the segments changed; {segments:,} segments"
+        new = sum(len(c.added) + len(c.late) + len(c.changed) for c in changes.values())
+        return f"refresh: {new:,} new segments of {segments:,}"
+
     def count(self) -> bool:
-        """Bring exposures and values up to the segments that there are. False where that cannot be: there are too many arms."""
+        """Bring exposures and values up to the segments that there are. False where that cannot be: there are too many arms, or
+        more exposures than half of the engine's memory holds."""
         try:
             self._bring_up()
         except _TooMany:
@@ -495,6 +521,8 @@ class Refresh:
         }
         for exposure in self._exposures:
             self._expose(exposure)
+        if self._fresh and sum(c.nbytes for c in held.columns.values()) > self._engine.memory() / 2:
+            raise _TooMany
         self._number()
         for scan in self._scans:
             self._fold(scan)
