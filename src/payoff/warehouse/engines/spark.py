@@ -619,6 +619,17 @@ def _extract(node: exp.Expr) -> exp.Expr:
     raise NoForm(f"extract({part})")
 
 
+def _divided(node: exp.Expr) -> exp.Expr:
+    """Always of doubles: a decimal's quotient would be cut after a few digits. By zero it is infinite (0 / 0 no number)."""
+    above, below = _of_kind(node.this, "DOUBLE"), _of_kind(node.expression, "DOUBLE")
+    zero = exp.EQ(this=below, expression=_of_kind(_number(0), "DOUBLE"))
+    infinite = exp.Mul(this=above.copy(), expression=_of_kind(exp.Literal.string("Infinity"), "DOUBLE"))
+    quotient = exp.Div(
+        this=above, expression=exp.Nullif(this=below.copy(), expression=_number(0)), typed=False, safe=False
+    )
+    return exp.paren(exp.Case(ifs=[exp.If(this=zero, true=infinite)], default=quotient))
+
+
 def _date_diff(node: exp.Expr) -> exp.Expr:
     """Borders of days, months or years between two times."""
     later, earlier = _of_kind(node.this, "DATE"), _of_kind(node.expression, "DATE")
@@ -749,10 +760,11 @@ _MACROS: Mapping[type[exp.Expr] | str, Macro] = {
         this=_micros(node.this), expression=_of_kind(_number(1_000_000), "DOUBLE"), typed=False, safe=False
     ),
     exp.Add: _days_after,
+    exp.Div: _divided,
 }
 _PLAIN: frozenset[type[exp.Expr]] = frozenset(
     {
-        *(exp.IntDiv, exp.Div, exp.Mod, exp.DPipe, exp.Concat, exp.Least, exp.Greatest, exp.Pow, exp.Sign, exp.Exp),
+        *(exp.IntDiv, exp.Mod, exp.DPipe, exp.Concat, exp.Least, exp.Greatest, exp.Pow, exp.Sign, exp.Exp),
         *(exp.Array, exp.ArrayFilter, exp.ArraySort, exp.Lambda, exp.Explode, exp.PropertyEQ, exp.NullSafeEQ),
         *(
             exp.NullSafeNEQ,
