@@ -29,8 +29,28 @@ from tests.warehouse.conformance.projects import BROKEN, PROJECTS
 Start = Callable[[str], Place]
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("name", [*PROJECTS, *BROKEN])
+UNEQUAL = {
+    ("identity", "spark"): "Sail has no IN (SELECT ...) outside of a condition",
+    ("identity_apart", "spark"): "Sail has no IN (SELECT ...) outside of a condition",
+    ("funnels", "spark"): "a funnel in any order finds fewer entries",
+}
+"""What is known not to be equal yet. Each is a defect: the test fails as soon as it is mended."""
+
+
+def _pairs() -> list[Any]:
+    return [
+        pytest.param(
+            name,
+            engine,
+            id=f"{name}-{engine}",
+            marks=[pytest.mark.xfail(strict=True, reason=UNEQUAL[name, engine])] if (name, engine) in UNEQUAL else [],
+        )
+        for engine in ENGINES
+        for name in [*PROJECTS, *BROKEN]
+    ]
+
+
+@pytest.mark.parametrize(("name", "engine"), _pairs())
 def test_figures_are_equal(name: str, engine: str, place_of: Start, expected: Any, tmp_path: Path) -> None:
     found = answered(project_on(place_of(engine), name, tmp_path))
     assert_equal(expected(name), found)
