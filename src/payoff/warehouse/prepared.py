@@ -7,7 +7,6 @@ it is fresh, that is while what it was made of has not changed. The stored rows 
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -27,6 +26,7 @@ from sqlglot import exp
 
 from payoff.errors import ConnectionFailed, DataError, PayoffError
 from payoff.warehouse.engines.duckdb import DuckDBEngine
+from payoff.warehouse.locks import flush, locked
 from payoff.warehouse.query import ExpressionError, Query, column, conjunction, fragment, sql
 from payoff.warehouse.sources import typed_row
 
@@ -146,7 +146,7 @@ class Layouts:
         self._held = ExitStack()
         self._found: dict[str, tuple[Path, _Manifest]] = {}
         for folder in _folders(root):
-            if _hold(folder, self._held, fcntl.LOCK_SH) and (manifest := _read(folder)) is not None:
+            if _hold(folder, self._held, shared=True) and (manifest := _read(folder)) is not None:
                 self._found[manifest.key] = folder, manifest
 
     def close(self) -> None:
@@ -239,7 +239,7 @@ def drop(root: Path, keys: Collection[str] | None = None) -> list[Report]:
             if keys is not None and (manifest is None or manifest.key not in keys):
                 continue
             with ExitStack() as held:
-                if not _hold(folder, held, fcntl.LOCK_EX):
+                if not _hold(folder, held):
                     raise ConnectionFailed(f"a run is reading the copy in {folder}; drop it when the run is done")
                 (folder / _MANIFEST).unlink(missing_ok=True)
                 shutil.rmtree(folder)
@@ -501,7 +501,7 @@ class _Making:
                 new = replace(kept, units=units.name, count=count, parts=parts)
                 read = engine.types(Query(new.prepared(self.folder).rows()), name)
                 assert read == self.columns, (read, self.columns)
-            _flush([p for p in written if p.exists()])
+            flush([p for p in written if p.exists()])
         except BaseException:
             for path in written:
                 path.unlink(missing_ok=True)
@@ -796,9 +796,9 @@ def _commit(folder: Path, manifest: _Manifest) -> None:
     temporary = folder / f"{_MANIFEST}.{secrets.token_hex(4)}"
     try:
         temporary.write_text(json.dumps(asdict(manifest), indent=1), encoding="utf-8")
-        _flush([temporary])
+        flush([temporary])
         os.replace(temporary, folder / _MANIFEST)
-        _flush([folder])
+        flush([folder])
     except OSError as error:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -812,19 +812,10 @@ def _remember(root: Path, folder: Path, old: _Manifest, new: _Manifest) -> None:
             _commit(folder, new)
 
 
-def _flush(paths: Sequence[Path]) -> None:
-    for path in paths:
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-
-
 def _sweep(folder: Path) -> None:
     """Remove what the manifest does not name, unless a run may still be reading it: then the next sweep does."""
     with ExitStack() as held:
-        if not _hold(folder, held, fcntl.LOCK_EX):
+        if not _hold(folder, held):
             return
         manifest = _read(folder)
         named = {_MANIFEST, *(manifest.names() if manifest is not None else ())}
@@ -833,42 +824,30 @@ def _sweep(folder: Path) -> None:
                 path.unlink()
 
 
-def _hold(folder: Path, held: ExitStack, how: int) -> bool:
-    """Lock a folder until ``held`` is closed: shared by those that read it, alone to remove from it. False where it cannot be had.
-    A lock goes with its process, however that ends."""
-    try:
-        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    except OSError:
+def _hold(folder: Path, held: ExitStack, *, shared: bool = False) -> bool:
+    """Lock a folder until ``held`` is closed: shared by those that read it, alone to remove from it. False where it cannot be had."""
+    if not folder.is_dir():
         return False
     try:
-        fcntl.flock(handle, how | fcntl.LOCK_NB)
+        return held.enter_context(locked(folder, shared=shared))
     except OSError:
-        os.close(handle)
         return False
-    held.callback(os.close, handle)
-    return True
 
 
 @contextmanager
 def _alone(root: Path) -> Iterator[None]:
     """The only one that prepares this project. Raises ConnectionFailed where another does, or where there is no place to write."""
-    home = _home(root)
+    home, lock = _home(root), ExitStack()
     try:
         home.mkdir(parents=True, exist_ok=True)
         (home / ".gitignore").write_text("*\n", encoding="utf-8")  # copies of rows are nobody's commit
-        lock = os.open(home / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+        alone = lock.enter_context(locked(home / "lock"))
     except OSError as error:
         raise ConnectionFailed(f"{home} cannot be written to: {error.strerror or error}") from error
-    try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise ConnectionFailed(
-                "another payoff prepare is at work on this project; try again when it is done"
-            ) from None
+    with lock:
+        if not alone:
+            raise ConnectionFailed("another payoff prepare is at work on this project; try again when it is done")
         yield
-    finally:
-        os.close(lock)
 
 
 # ---------------------------------------------------------------- what a layout was made of
