@@ -236,7 +236,8 @@ ROW_WISE = [
     "epoch_us(ts + INTERVAL 1 DAY)", "epoch_us(day + 3)", "epoch_us(make_date(2026, 2, 3))", "date_part('month', ts)", "epoch(ts)",
     "round(v)", "round(m)", "round(m, 1)", "round(i / 2)", "floor(v)", "ceil(v)", "sign(v)", "sqrt(v)", "ln(v)", "exp(v)", "exp(v * -1000)", "v ** 2", "log10(v)",
     "(i & 6)", "(n >> 3)", "(us << 2)", "CAST(bit_count(CAST(g AS UINTEGER)) AS BIGINT)",
-    "i / NULL", "g / 0", "(g - 2) / (g - 2)", "list_extract([i, g, 5], 2)", "list_contains([i, g], 3)", "length(list_filter([i, g], lambda x: x IS NOT NULL))",
+    "CAST(flag AS SMALLINT)", "CAST(i > 0 AS SMALLINT)", "CAST(i AS BOOLEAN)", "CAST(v AS BOOLEAN)", "CAST(m AS BOOLEAN)",
+    "CAST(CASE WHEN i > 0 THEN 'true' ELSE 'F' END AS BOOLEAN)", "CAST(flag AS BOOLEAN)", "i / NULL", "g / 0", "(g - 2) / (g - 2)", "list_extract([i, g, 5], 2)", "list_contains([i, g], 3)", "length(list_filter([i, g], lambda x: x IS NOT NULL))",
     """'{"a": {"b": "c"}}' ->> '$.a.b'""", "epoch_us(CAST('2026-03-01 10:00:00+02:00' AS TIMESTAMPTZ))",
     "epoch_us(CAST(CASE WHEN i > 0 THEN '2026-03-01 10:00:00+02:00' ELSE '2026-03-01' END AS TIMESTAMP))",
 ]  # fmt: skip

@@ -64,6 +64,15 @@ _FUNCTIONS: tuple[tuple[str, str, str], ...] = (
     ("to_double(double precision)", "double precision", "$1"),
     ("to_double(boolean)", "double precision", "$1::integer::double precision"),
     ("to_double(text)", "double precision", "$1::double precision"),
+    ("to_boolean(boolean)", "boolean", "$1"),
+    ("to_boolean(bigint)", "boolean", "$1 <> 0"),
+    ("to_boolean(numeric)", "boolean", "$1 <> 0"),
+    ("to_boolean(double precision)", "boolean", "$1 <> 0"),
+    (
+        "to_boolean(text)",
+        "boolean",
+        "CASE WHEN lower($1) IN ('true', 't', '1', 'false', 'f', '0') THEN $1 ELSE 'no truth: ' || $1 END::boolean",
+    ),
     ("to_bigint(bigint)", "bigint", "$1"),
     ("to_bigint(numeric)", "bigint", "$1::bigint"),
     ("to_bigint(double precision)", "bigint", "$1::bigint"),
@@ -256,6 +265,7 @@ _UNSIGNED = {
     exp.DType.TINYINT: "SMALLINT",
 }
 _OF_TYPE: dict[exp.DType, str] = {
+    exp.DType.BOOLEAN: "to_boolean",
     exp.DType.DOUBLE: "to_double",
     exp.DType.BIGINT: "to_bigint",
     exp.DType.DATE: "to_date",
@@ -301,6 +311,10 @@ def _cast(node: exp.Expr) -> exp.Expr:
         return exp.cast(of, _UNSIGNED[to]) if to in _UNSIGNED else node
     if to in _UNSIGNED:
         return exp.cast(of, _UNSIGNED[to])
+    if to == exp.DType.BOOLEAN and isinstance(inner, _TRUTHS):
+        return node
+    if to == exp.DType.SMALLINT and isinstance(inner, (*_TRUTHS, exp.Column)):  # of a truth by way of an integer
+        return exp.cast(exp.cast(of, "INT"), "SMALLINT")
     if to in _OF_TYPE and not _is_constant(inner) and not isinstance(inner, exp.RowNumber | exp.Count):
         return _own(_OF_TYPE[to], of)
     return node
