@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 
 import pyarrow as pa
 from sqlglot import exp
+from sqlglot.dialects.spark import Spark as SparkWriter
 
 from payoff.errors import ConnectionFailed, DataError, MissingExtra
 from payoff.warehouse.dialect import Dialect, Macro, NoForm
@@ -789,9 +790,18 @@ _PLAIN: frozenset[type[exp.Expr]] = frozenset(
         *(exp.Hour, exp.Minute, exp.Second, exp.Week, exp.Interval, exp.Dot, exp.Values, exp.Round, exp.IsNan),
     }
 )
+
+
+class SparkNested(SparkWriter):
+    """sqlglot's Spark, which leaves a nested WITH where it is: moved to the top, two of one name would be one."""
+
+    class Generator(SparkWriter.Generator):
+        EXPRESSIONS_WITHOUT_NESTED_CTES = set()  # noqa: RUF012
+
+
 DIALECT = Dialect(
     "spark",
-    "spark",
+    "sparknested",
     macros=_MACROS,
     passes=(
         _grouped_by_place,

@@ -1,0 +1,243 @@
+"""Spark's dialect, expression by expression on Sail beside DuckDB over the same hostile rows; the session and its errors."""
+
+from __future__ import annotations
+
+import math
+import socket
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+import pytest
+
+from payoff.errors import ConnectionFailed, DataError
+from payoff.spec.nouns import SparkConnection
+from payoff.warehouse.dialect import CannotRun
+from payoff.warehouse.engines.spark import DIALECT, SparkEngine
+from payoff.warehouse.query import Query, bucket, column, sql
+from tests.warehouse.conformance.engines import NotHere, on_spark
+
+ROWS = """
+    SELECT CAST(n AS BIGINT) AS n, CAST(d AS DOUBLE) AS d, CAST(s AS VARCHAR) AS s, CAST(b AS BOOLEAN) AS b,
+           CAST(t AS TIMESTAMP) AS t, CAST(u AS BIGINT) AS u
+    FROM (
+        SELECT -7 AS n, '0.5' AS d, 'it''s' AS s, true AS b, '2024-03-10 02:30:00' AS t, 1 AS u
+        UNION ALL SELECT 7, '-2.5', 'é \\ "q"', false, '2024-11-03 01:30:00', 1
+        UNION ALL SELECT 0, '12345678.5', '', NULL, '1960-01-01 00:00:00.000001', 2
+        UNION ALL SELECT NULL, NULL, NULL, NULL, NULL, 2
+        UNION ALL SELECT 9007199254740993, '0.0005', 'Z', true, '2024-11-03 00:30:00', 3
+        UNION ALL SELECT 3, '1e20', 'a', false, '2024-11-03 01:30:00', 3
+        UNION ALL SELECT 3, '7', 'a', false, '2250-01-01 00:00:00', 3
+    ) AS given
+"""
+"""Negative, whole, NULL, too large for a double, far and near zero; a clock turned forward and back; ties."""
+
+EXPRESSIONS = [
+    "n // 2",
+    "n % 3",
+    "n / 2",
+    "abs(n) << 1",
+    "n >> 1",
+    "n & 3",
+    "CAST(d AS VARCHAR)",
+    "CAST(n AS VARCHAR)",
+    "CAST(b AS VARCHAR)",
+    "CAST(b AS INTEGER)",
+    "CAST(CASE WHEN abs(d) < 1e9 THEN d END AS BIGINT)",
+    "TRY_CAST(s AS DOUBLE)",
+    "floor(d)",
+    "ceil(d)",
+    "isfinite(d)",
+    "epoch_us(t)",
+    "epoch_us(t AT TIME ZONE 'America/New_York')",
+    "epoch_us(t AT TIME ZONE 'UTC')",
+    "year(t)",
+    "month(t)",
+    "extract(hour FROM t)",
+    "extract(dow FROM t)",
+    "epoch_us(date_trunc('month', t))",
+    "date_diff('day', DATE '2020-01-01', t)",
+    "epoch_us(make_timestamptz(n))",
+    "epoch_us(make_timestamp(n))",
+    "greatest(n, 1)",
+    "least(d, n)",
+    "length(s)",
+    "lower(s) || '-' || upper(s)",
+    "trim(s)",
+    "s IS NOT DISTINCT FROM 'a'",
+    "n NOT IN (3, 7)",
+    "list_extract(list_sort(list_filter([n, u, NULL], lambda x: x IS NOT NULL)), 1)",
+    "len(list_filter([n, u], lambda x: x IS NOT NULL))",
+    "power(2.0::DOUBLE, CAST(u AS DOUBLE))",
+    "CAST(chr(CAST(u AS INTEGER) + 950) AS VARCHAR)",
+    "regexp_matches(s, '^[a-z]')",
+    "contains(s, '\"')",
+    "ends_with(s, 's')",
+    "substring(md5(s), 1, 15)",
+]
+AGGREGATES = [
+    "sum(n)",
+    "count(DISTINCT s)",
+    "avg(d)",
+    "var_samp(u)",
+    "covar_samp(u, n)",
+    "quantile_cont(n, 0.3)",
+    "quantile_cont(d, 0.5) FILTER (WHERE n < 5)",
+    "arg_max(s, n)",
+    "count_if(n > 0)",
+    "bool_or(b)",
+    "bit_or(u)",
+    "min(s)",
+    "max(s)",
+    "struct_extract(min({'u': u, 's': s}), 's')",
+    "struct_extract(max({'u': u, 's': s}), 's')",
+    "sum(n) FILTER (WHERE false)",
+    "count(*) FILTER (WHERE b)",
+]
+
+
+@pytest.fixture(scope="module")
+def connection(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SparkConnection]:
+    try:
+        with on_spark(tmp_path_factory.mktemp("spark"), {"given": pa.table({"id": [1, 2]})}) as place:
+            yield SparkConnection(**(place.connect() or {}))
+    except NotHere as error:
+        pytest.skip(f"spark was not executed: {error}")
+
+
+@pytest.fixture(scope="module")
+def engine(connection: SparkConnection) -> Iterator[SparkEngine]:
+    with SparkEngine("main", connection, Path.cwd()) as opened:
+        yield opened
+
+
+def on_duckdb(query: Query) -> list[dict[str, Any]]:
+    with duckdb.connect() as session:
+        session.execute("SET TimeZone = 'UTC'")
+        return session.sql(query.render()).to_arrow_table().to_pylist()
+
+
+def same(ours: Any, theirs: Any) -> bool:
+    if ours is None or theirs is None or isinstance(ours, str | bool):
+        return ours is theirs if ours is None or theirs is None else ours == theirs
+    return math.isclose(float(ours), float(theirs), rel_tol=1e-12) or (ours != ours and theirs != theirs)
+
+
+@pytest.mark.parametrize("text", EXPRESSIONS)
+def test_expressions_mean_the_same(text: str, engine: SparkEngine) -> None:
+    query = sql(f"SELECT n, u, t, {text} AS it FROM rows ORDER BY n, u, d, t", rows=sql(ROWS))
+    ours, theirs = on_duckdb(query), engine.fetch(query, "an expression").to_pylist()
+    assert len(ours) == len(theirs) == 7
+    for one, other in zip(ours, theirs, strict=True):
+        assert same(one["it"], other["it"]), (one, other)
+
+
+@pytest.mark.parametrize("text", AGGREGATES)
+def test_aggregates_mean_the_same(text: str, engine: SparkEngine) -> None:
+    query = sql(f"SELECT u, {text} AS it FROM rows GROUP BY u ORDER BY u", rows=sql(ROWS))
+    ours, theirs = on_duckdb(query), engine.fetch(query, "an aggregate").to_pylist()
+    assert [r["u"] for r in ours] == [r["u"] for r in theirs] == [1, 2, 3]
+    for one, other in zip(ours, theirs, strict=True):
+        assert same(one["it"], other["it"]), (one, other)
+
+
+@pytest.mark.parametrize("way", [">", ">=", "<", "<="])
+@pytest.mark.parametrize("side", ["", "LEFT"])
+def test_the_latest_before_is_found(way: str, side: str, engine: SparkEngine) -> None:
+    query = sql(
+        f"""
+        SELECT l.u, l.n, p.m FROM ours AS l ASOF {side} JOIN theirs AS p ON l.u = p.u AND l.n {way} p.m ORDER BY l.u, l.n, p.m
+        """,
+        ours=sql("SELECT u, n FROM rows", rows=sql(ROWS)),
+        theirs=sql("SELECT DISTINCT u, n - 1 AS m FROM rows WHERE n < 100 UNION SELECT u, 3 FROM rows", rows=sql(ROWS)),
+    )
+    assert on_duckdb(query) == engine.fetch(query, "latest before").to_pylist()
+
+
+def test_groups_by_all_and_what_is_left_of_a_star(engine: SparkEngine) -> None:
+    query = sql(
+        "SELECT * EXCLUDE (m) FROM counted ORDER BY u",
+        counted=sql("SELECT u, count(*) AS k, max(n) AS m FROM rows GROUP BY ALL", rows=sql(ROWS)),
+    )
+    assert on_duckdb(query) == engine.fetch(query, "groups").to_pylist()
+
+
+def test_buckets_are_those_of_duckdb(engine: SparkEngine) -> None:
+    query = sql("SELECT s, $b AS b FROM rows ORDER BY s", b=bucket(column("s"), 97), rows=sql(ROWS))
+    assert on_duckdb(query) == engine.fetch(query, "buckets").to_pylist()
+
+
+def test_numbers_of_rows_are_unique_and_of_their_values_alone(engine: SparkEngine) -> None:
+    def numbers(order: str) -> dict[str, int]:
+        units = sql(f"SELECT 'u' || CAST(k AS VARCHAR) AS unit FROM range(0, 5000) AS q(k) ORDER BY k {order}")
+        found = engine.fetch(sql("SELECT row_number() OVER () AS uid, unit FROM units", units=units), "numbers")
+        return dict(zip(found["unit"].to_pylist(), found["uid"].to_pylist(), strict=True))
+
+    one, other = numbers("ASC"), numbers("DESC")
+    assert one == other
+    assert len(set(one.values())) == 5000
+    assert min(one.values()) >= 1
+
+
+def test_kept_tables_are_added_to_and_dropped(engine: SparkEngine) -> None:
+    engine.keep("some", sql("SELECT n, u FROM rows", rows=sql(ROWS)), "keep")
+    engine.append("some", sql("SELECT n, u FROM rows WHERE u = 1", rows=sql(ROWS)), "append")
+    assert engine.row(sql("SELECT count(*) AS n, count(n) AS m FROM some"), "count") == {"n": 9, "m": 8}
+    left = engine.fetch(sql("SELECT a.* EXCLUDE (n) FROM some AS a"), "left")
+    assert left.column_names == ["u"]
+    engine.drop("some")
+    engine.drop("some")
+    with pytest.raises(DataError, match="some"):
+        engine.fetch(sql("SELECT * FROM some"), "gone")
+
+
+def test_types_are_told_in_duckdbs_names(engine: SparkEngine) -> None:
+    kinds = {
+        "a": "VARCHAR",
+        "b": "BIGINT",
+        "c": "DOUBLE",
+        "d": "TIMESTAMP",
+        "e": "TIMESTAMP WITH TIME ZONE",
+        "f": "DATE",
+        "g": "DECIMAL(10,2)",
+        "h": "BOOLEAN",
+        "i": "INTEGER",
+        "j": "VARCHAR[]",
+    }
+    select = ", ".join(f"CAST(NULL AS {kind}) AS {name}" for name, kind in kinds.items())
+    assert engine.types(sql(f"SELECT {select}")) == kinds
+
+
+def test_a_table_that_is_not_there_is_named(engine: SparkEngine) -> None:
+    with pytest.raises(DataError, match="nowhere") as told:
+        engine.fetch(sql("SELECT * FROM nowhere"), "look at nowhere", "orders")
+    assert "stacktrace" not in str(told.value).lower()
+
+
+def test_what_has_no_form_is_refused_by_name(engine: SparkEngine) -> None:
+    with pytest.raises(CannotRun, match=r"strip_accents\(\)"):
+        engine.fetch(sql("SELECT strip_accents('é') AS it"), "accents")
+    with pytest.raises(CannotRun, match="log"):
+        DIALECT.text(sql("SELECT log(2, 8) AS it").tree)
+
+
+def test_a_server_that_is_not_there_is_told_at_once(tmp_path: Path) -> None:
+    with closing(socket.socket()) as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    away = SparkConnection(engine="spark", url=f"sc://127.0.0.1:{port}/;token=verysecret")
+    with pytest.raises(ConnectionFailed, match=f"no Spark Connect server answers at 127.0.0.1:{port}") as told:
+        SparkEngine("main", away, tmp_path)
+    assert "verysecret" not in str(told.value)
+
+
+def test_a_session_of_the_users_stays_open(connection: SparkConnection, tmp_path: Path) -> None:
+    with SparkEngine("main", connection, tmp_path) as first:
+        first.keep("ours", sql("SELECT 1 AS n"), "keep")
+    with SparkEngine("main", connection, tmp_path) as second:
+        assert second.row(sql("SELECT count(*) AS n FROM given"), "count") == {"n": 2}
+        with pytest.raises(DataError, match="ours"):
+            second.fetch(sql("SELECT * FROM ours"), "gone")
