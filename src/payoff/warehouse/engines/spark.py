@@ -16,12 +16,13 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 from urllib.parse import urlsplit
 
 import pyarrow as pa
 from sqlglot import exp
 from sqlglot.dialects.spark import Spark as SparkWriter
+from sqlglot.generators.spark import SparkGenerator
 
 from payoff.errors import ConnectionFailed, DataError, MissingExtra
 from payoff.warehouse.dialect import Dialect, Macro, NoForm
@@ -795,8 +796,8 @@ _PLAIN: frozenset[type[exp.Expr]] = frozenset(
 class SparkNested(SparkWriter):
     """sqlglot's Spark, which leaves a nested WITH where it is: moved to the top, two of one name would be one."""
 
-    class Generator(SparkWriter.Generator):
-        EXPRESSIONS_WITHOUT_NESTED_CTES = set()  # noqa: RUF012
+    class Generator(SparkGenerator):
+        EXPRESSIONS_WITHOUT_NESTED_CTES: ClassVar[set[type[exp.Expr]]] = set()
 
 
 DIALECT = Dialect(
@@ -885,7 +886,8 @@ class SparkEngine(Engine):
         self._ours = "session_id=" not in self._url
         spark = SparkSession.builder.remote(self._url).create()
         spark.client.set_retry_policies([DefaultPolicy(max_retries=5, max_backoff=4_000)])
-        spark.registerProgressHandler(self._told)
+        told: Any = self._told
+        spark.registerProgressHandler(told)
         return spark
 
     def _told(self, stages: Any, *_: Any, done: bool = False, **__: Any) -> None:
