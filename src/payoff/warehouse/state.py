@@ -1029,7 +1029,7 @@ class Refresh:
         families = [tuple(names.index(name) for name in family) for family in step.families]
         mine = held.column("x") == x
         if known is None:
-            sums, found = self._sum_up(make, facts, {n: held.column(n)[mine] for n in c}, names, families)
+            sums, found = self._sum_up(step, {n: held.column(n)[mine] for n in self._kept()}, names, families)
         else:
             changed = self._changed.copy()
             moved = [sorted((a, b)) for n, b in cutoffs.items() if b is not None and (a := known["cutoffs"][n]) != b]
@@ -1039,8 +1039,8 @@ class Refresh:
             old = Facts({n: None if at is None else exp.convert(at) for n, at in known["cutoffs"].items()}, facts.caps)
             were = {n: held.columns[n][rows[rows < self._before]] for n in self._kept()}
             self._as_they_were(rows[rows < self._before], were)
-            before, gone = self._sum_up(make, old, were, names, families)
-            after, came = self._sum_up(make, facts, {n: c[n][rows] for n in self._kept()}, names, families)
+            before, gone = self._sum_up(make(old) if moved else step, were, names, families)
+            after, came = self._sum_up(step, {n: c[n][rows] for n in self._kept()}, names, families)
             sums = ExactMoments.from_dict(len(names), families, known["sums"]).retract(before).merge(after)
             whole = {row["arm"]: row for row in known["rows"]}
             moved_rows = _moved(whole, {r["arm"]: r for r in gone}, {r["arm"]: r for r in came})
@@ -1072,15 +1072,13 @@ class Refresh:
 
     def _sum_up(
         self,
-        make: Callable[[Facts], Summed],
-        facts: Facts,
+        step: Summed,
         c: Mapping[str, np.ndarray],
         names: Sequence[str],
         families: Sequence[tuple[int, ...]],
     ) -> tuple[ExactMoments, list[dict[str, Any]]]:
         """The sums over some rows, by the number of their arm, and the row of each arm."""
         self._tables(c)
-        step = make(facts)
         assert step.rows is not None
         found = self._counted_by_arm(step)
         values = self._engine.fetch(step.rows.query, step.rows.name)
