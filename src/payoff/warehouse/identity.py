@@ -469,8 +469,9 @@ class _Work:
             edges = self._round(i)
             form = self._row(
                 f"""
-                SELECT count(*) = count(DISTINCT a) AS one, count(*) FILTER (WHERE b IN (SELECT a FROM {edges})) = 0 AS flat
-                FROM {edges}
+                SELECT one, leads = 0 AS flat
+                FROM (SELECT count(*) = count(DISTINCT a) AS one FROM {edges}) AS ids,
+                     (SELECT count(*) AS leads FROM {edges} WHERE b IN (SELECT a FROM {edges})) AS ways
                 """
             )
             if form["one"] and form["flat"]:
