@@ -153,7 +153,8 @@ class Clock:
         """The same of another expression of the stored type, such as its minimum."""
         if self.kind == "TIMESTAMP WITH TIME ZONE":
             return fragment("epoch_us($raw)", raw=raw)
-        naive = raw if self.kind == "TIMESTAMP" else exp.cast(raw.copy(), "TIMESTAMP")
+        # in a zone a naive time says so by a cast: what AT TIME ZONE means depends on the type, which not every dialect can ask for
+        naive = raw if self.kind == "TIMESTAMP" and self.zone == "UTC" else exp.cast(raw.copy(), "TIMESTAMP")
         if self.zone != "UTC":
             naive = fragment("$raw AT TIME ZONE $zone", raw=exp.paren(naive.copy()), zone=self.zone)
         return fragment("epoch_us($raw)", raw=naive)

@@ -1,7 +1,10 @@
 """Dialects that statements are written in and that nothing here executes: BigQuery, Snowflake, Databricks, Trino and Redshift.
 
-What each function means there is taken from the vendor's public reference. As with engines, what has no equal form is refused by
-its name; times are told in UTC, so the session's zone has to be UTC.
+Databricks has Spark's table, which is executed on Spark. The forms of the others were compared with the public references of the
+vendors, and no server has seen them; a comment says what the reference has where it is surprising. What has no equal form is refused
+by its name, as with engines. Types are not asked for: what means another thing by the type of its argument is written where the
+statement shows the type, and refused else (``docs/engines.md`` says what is left). Times are told in UTC, so the session's zone has
+to be UTC.
 """
 
 from __future__ import annotations
@@ -9,7 +12,7 @@ from __future__ import annotations
 import importlib
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import PurePath
 
@@ -18,6 +21,7 @@ from sqlglot.errors import ErrorLevel, SqlglotError
 
 from payoff.errors import UsageError, did_you_mean
 from payoff.warehouse.dialect import CannotRun, Dialect, Macro, NoForm, Pass
+from payoff.warehouse.engines import spark
 from payoff.warehouse.query import parsed_query
 
 Many = Callable[..., exp.Expr]
@@ -86,6 +90,8 @@ class _Words:
     pair: Callable[[exp.Expr, list[exp.Expr], exp.Expr | None], exp.Expr] | None
     """A value of the row whose ``keys`` come first, among rows that meet a condition."""
     quantile: Many
+    any_value: Many = field(default=lambda of: exp.Min(this=of))
+    """Some value that is not NULL."""
     covariance: Many = field(default=_named("COVAR_SAMP"))
     max_by: Many = field(default=_named("MAX_BY"))
     min_by: Many = field(default=_named("MIN_BY"))
@@ -96,8 +102,7 @@ class _Words:
     shift_right: Many | None = None
     bit_and: Many | None = None
     trim: Many | None = None
-    try_text_first: bool = False
-    """TRY_CAST takes texts alone."""
+    try_cast: Many = field(default=lambda of, to: exp.TryCast(this=of, to=to))
     whole: str = "DECIMAL(38, 0)"
     skips_null: bool = True
     """Does the least or greatest of several skip NULL?"""
@@ -111,8 +116,148 @@ class _Words:
     tuples: bool = True
     lead_skips: bool = True
     nulls_first: bool = False
-    """Does NULL come first in a window, whatever is said?"""
+    """Does NULL come first in windows and aggregates, where nothing can be said of it?"""
+    numbered_in_order: bool = False
+    """Has row_number() to be in some order?"""
     parameter: Callable[[str], exp.Expr] | None = None
+
+
+# ---------------------------------------------------------------- what depends on types
+
+_TRUTHS = (exp.Predicate, exp.Connector, exp.Not, exp.Boolean, exp.RegexpLike, exp.Contains, exp.LogicalOr)
+_WHOLES = (exp.Count, exp.CountIf, exp.RowNumber, exp.IntDiv, exp.BitwiseAnd, exp.BitwiseOrAgg, exp.Length, exp.Extract)
+_FRACTIONS = (
+    exp.Div,
+    exp.Avg,
+    exp.Variance,
+    exp.CovarSamp,
+    exp.PercentileCont,
+    exp.Pow,
+    exp.Floor,
+    exp.Ceil,
+    exp.Round,
+)
+_TEXTS = (exp.DPipe, exp.Lower, exp.Upper, exp.Substring, exp.Trim, exp.GroupConcat, exp.Chr, exp.MD5)
+_AS_ARGUMENT = (exp.Neg, exp.Abs, exp.Sum, exp.Min, exp.Max, exp.AnyValue, exp.Nullif, exp.Lag, exp.Lead, exp.Filter)
+_WHOLE_TYPES = frozenset({*exp.DataType.INTEGER_TYPES, exp.DType.INT128, exp.DType.UINT128})
+_FRACTION_TYPES = frozenset({exp.DType.FLOAT, exp.DType.DOUBLE, exp.DType.DECIMAL})
+
+
+def _kind(of: exp.Expr) -> str | None:
+    """What an expression is by what the statement shows: a whole number, fraction, truth, text, null or other; None: it does not show."""
+    of = of.unnest()
+    if isinstance(of, exp.Literal):
+        return "text" if of.is_string else "whole" if of.is_int else "fraction"
+    if isinstance(of, exp.Null):
+        return "null"
+    if isinstance(of, exp.Cast):
+        to = of.to.this
+        if to in _WHOLE_TYPES:
+            return "whole"
+        if to in _FRACTION_TYPES:
+            return "fraction"
+        return "truth" if to == exp.DType.BOOLEAN else "text" if to in exp.DataType.TEXT_TYPES else "other"
+    if isinstance(of, exp.Anonymous):
+        return {"epoch_us": "whole", "hash": "whole", "bit_count": "whole", "fsum": "fraction"}.get(of.name.lower())
+    for name, classes in (("truth", _TRUTHS), ("whole", _WHOLES), ("fraction", _FRACTIONS), ("text", _TEXTS)):
+        if isinstance(of, classes):
+            return name
+    if isinstance(of, exp.Window | exp.IgnoreNulls | exp.Distinct | exp.Order):
+        return None if of.this is None else _kind(of.this)
+    if isinstance(of, _AS_ARGUMENT):
+        return _kind(of.this)
+    if isinstance(of, exp.Case):
+        parts = [i.args["true"] for i in of.args["ifs"]] + [p for p in (of.args.get("default"),) if p is not None]
+    elif isinstance(of, exp.Add | exp.Sub | exp.Mul | exp.Mod):
+        parts = [of.this, of.expression]
+    elif isinstance(of, exp.Coalesce | exp.Greatest | exp.Least):
+        parts = [of.this, *of.expressions]
+    else:
+        return None
+    kinds = {_kind(p) for p in parts} - {"null"}
+    return "fraction" if "fraction" in kinds else kinds.pop() if len(kinds) == 1 else None
+
+
+def _cut(of: exp.Expr) -> exp.Expr | None:
+    """``u`` of ``CASE WHEN u = floor(u) THEN u END``: a number without a fraction, of whichever type."""
+    of = of.unnest()
+    if isinstance(of, exp.Case) and len(of.args["ifs"]) == 1 and of.args.get("default") is None:
+        test, value = of.args["ifs"][0].this, of.args["ifs"][0].args["true"]
+        if isinstance(test, exp.EQ) and isinstance(test.expression, exp.Floor) and test.this == value:
+            found: exp.Expr = value
+            return found
+    return None
+
+
+def _whole(of: exp.Expr) -> bool:
+    bare = of.unnest()
+    if isinstance(bare, exp.Floor | exp.Ceil):
+        return True
+    return _cut(bare) is not None or _kind(bare) not in (None, "fraction")
+
+
+def _over_stored(node: exp.Expr) -> bool:
+    """Does an expression read stored columns, whose types are not known here?"""
+    select = node.find_ancestor(exp.Select)
+    return select is not None and any(_stored(s) for s in _sources(select))
+
+
+def _sources(select: exp.Select) -> list[exp.Expr]:
+    first = select.args.get("from_")
+    return [*([first.this] if first is not None else []), *(j.this for j in select.args.get("joins") or [])]
+
+
+def _stored(source: exp.Expr) -> bool:
+    if isinstance(source, exp.Table):  # of tables that a run makes these hold a source's own columns
+        own = not source.db and isinstance(source.this, exp.Identifier | exp.GenerateSeries)
+        return not own or source.name.startswith(("loaded_", "sessions_"))
+    inner = source.this if isinstance(source, exp.Subquery) else None
+    if not isinstance(inner, exp.Select) or not any(e.is_star for e in inner.expressions):
+        return False
+    return any(_stored(s) for s in _sources(inner))
+
+
+def _shown_types(tree: exp.Query) -> exp.Query:
+    """Refuses what means another thing by a type that is not shown; makes numbers of truths that are reckoned with."""
+    for node in list(tree.find_all(exp.Cast, exp.IntDiv, exp.AtTimeZone, exp.Sum, exp.Avg, exp.Like)):
+        if isinstance(node, exp.Cast):
+            to, kind = node.to.this, _kind(node.this)
+            if to in _WHOLE_TYPES and not _whole(node.this) and (kind is not None or _over_stored(node)):
+                raise NoForm("a cast of what may be a fraction to a whole number (they round it differently)")
+            if to in exp.DataType.TEXT_TYPES and kind in ("fraction", "truth", "other"):
+                raise NoForm(
+                    f"a cast of a {'number with a fraction' if kind == 'fraction' else 'truth or time'} to text"
+                )
+            if to in _FRACTION_TYPES and kind == "truth":  # BigQuery and Redshift cast truths to whole numbers alone
+                node.set("this", exp.cast(node.this.copy(), "INT"))
+        elif isinstance(node, exp.IntDiv):
+            for part in (node.this, node.expression):
+                if not _whole(part) and (_kind(part) is not None or _over_stored(node)):
+                    raise NoForm("// of what may be a fraction")
+        elif isinstance(node, exp.AtTimeZone):
+            of = node.this.unnest()
+            if not isinstance(of, exp.Cast) or of.to.this not in _ZONED:
+                raise NoForm("AT TIME ZONE of a time whose type no cast shows")
+        elif isinstance(node, exp.Like):
+            pattern = node.expression
+            if not (isinstance(pattern, exp.Literal) and "\\" not in pattern.name):
+                raise NoForm("LIKE by a pattern with a backslash, or that is not written out")  # some escape by it
+        elif _kind(node.this) == "truth":
+            node.set("this", exp.cast(node.this.copy(), "INT"))
+    return tree
+
+
+_ZONED = frozenset({exp.DType.TIMESTAMP, exp.DType.TIMESTAMPNTZ, exp.DType.TIMESTAMPTZ})
+_PATTERN = re.compile(r"[\w ^$|()\[\]{}.*+?/:@,=&%!'\"<>#~-]*\Z")
+
+
+def _like_patterns(tree: exp.Query) -> exp.Query:
+    """Regular expressions in what RE2, Java's and POSIX's have in common."""
+    for node in tree.find_all(exp.RegexpLike):
+        pattern = node.expression
+        if not (isinstance(pattern, exp.Literal) and _PATTERN.match(pattern.name) and "(?" not in pattern.name):
+            raise NoForm("a regular expression beyond letters, digits and ^ $ | ( ) [ ] { } . * + ?")
+    return tree
 
 
 # ---------------------------------------------------------------- whole statements
@@ -122,16 +267,20 @@ def _selects(tree: exp.Query) -> list[exp.Select]:
     return list(tree.find_all(exp.Select))
 
 
-def _plain_tables(tree: exp.Query) -> exp.Query:
-    """Tables by their names: the catalogue of a DuckDB session is nowhere else."""
+def _numbers_as_rows(tree: exp.Query) -> exp.Query:
     for table in list(tree.find_all(exp.Table)):
         if isinstance(table.this, exp.GenerateSeries):
             table.replace(_numbers(table))
-            continue
-        if not isinstance(table.this, exp.Identifier):
+        elif not isinstance(table.this, exp.Identifier):
             raise NoForm(
                 f"{table.this.sql_name().lower() if isinstance(table.this, exp.Func) else table.this.name.lower()}()"
             )
+    return tree
+
+
+def _plain_tables(tree: exp.Query) -> exp.Query:
+    """Tables by their names: the catalogue of a DuckDB session is nowhere else."""
+    for table in list(tree.find_all(exp.Table)):
         if table.catalog:
             table.set("catalog", None)
             if table.db == "main":
@@ -408,14 +557,12 @@ def _macros(w: _Words) -> dict[type[exp.Expr] | str, Macro]:
 
     def try_cast(node: exp.Expr) -> exp.Expr:
         assert isinstance(node, exp.TryCast)
-        of = exp.cast(node.this, "VARCHAR") if w.try_text_first else node.this
-        to = exp.DataType.build(w.whole) if node.to.this == exp.DType.INT128 else node.to
-        return exp.TryCast(this=of, to=to)
+        return w.try_cast(node.this, exp.DataType.build(w.whole) if node.to.this == exp.DType.INT128 else node.to)
 
     def filtered(node: exp.Expr) -> exp.Expr:
         of, condition = node.this, node.expression.this
-        if w.filters:
-            return node
+        if w.filters or (isinstance(of, exp.Min | exp.Max) and isinstance(of.this, exp.Struct)):
+            return node  # of a struct: a part of it is asked for
         if isinstance(of, exp.Count) and isinstance(of.this, exp.Star):
             return exp.Count(this=_when(condition, _number(1)))
         if isinstance(of, exp.Count) and isinstance(of.this, exp.Distinct) and len(of.this.expressions) == 1:
@@ -461,8 +608,8 @@ def _macros(w: _Words) -> dict[type[exp.Expr] | str, Macro]:
         return out
 
     def ignoring(node: exp.Expr) -> exp.Expr:
-        if isinstance(node.this, exp.Min):  # what any_value became: it skips NULL itself
-            return node.this
+        if isinstance(node.this, exp.Min) or (isinstance(node.this, exp.Anonymous) and node.this.name == "ANY_VALUE"):
+            return node.this  # what any_value became: it skips NULL itself
         if isinstance(node.this, exp.Lead | exp.LastValue | exp.FirstValue):
             return node
         raise NoForm("IGNORE NULLS")
@@ -482,11 +629,9 @@ def _macros(w: _Words) -> dict[type[exp.Expr] | str, Macro]:
             node.set("spec", exp.WindowSpec(**spec))
         order, frame = node.args.get("order"), node.args.get("spec")
         if w.nulls_first and order is not None and (frame is None or frame.args.get("kind") != "RANGE"):
-            for key in list(order.expressions):
-                if key.args.get("nulls_first") is False and not key.args.get("desc"):
-                    last = exp.Ordered(this=exp.paren(_null(key.this)), desc=False, nulls_first=True)
-                    key.set("nulls_first", True)
-                    order.set("expressions", [e for k in order.expressions for e in ((last, k) if k is key else (k,))])
+            order.set("expressions", _flagged(order.expressions))
+        if w.numbered_in_order and order is None and isinstance(of, exp.RowNumber):
+            node.set("order", exp.Order(expressions=[exp.Ordered(this=_number(1), desc=False, nulls_first=False)]))
         return node
 
     def frame(node: exp.Expr) -> exp.Expr:
@@ -502,7 +647,7 @@ def _macros(w: _Words) -> dict[type[exp.Expr] | str, Macro]:
         if w.null_safe:
             return node
         both = exp.and_(_null(node.this), _null(node.expression))
-        return exp.paren(exp.or_(exp.EQ(this=node.this, expression=node.expression), both))
+        return exp.Coalesce(this=exp.EQ(this=node.this, expression=node.expression), expressions=[both])
 
     def trim(node: exp.Expr) -> exp.Expr:
         signs = node.expression or _text(" ")
@@ -543,7 +688,23 @@ def _macros(w: _Words) -> dict[type[exp.Expr] | str, Macro]:
     def joined(node: exp.Expr) -> exp.Expr:
         of = node.this
         order = of.expressions if isinstance(of, exp.Order) else []
+        order = _flagged(order) if w.nulls_first else order
         return w.joined(of.this if isinstance(of, exp.Order) else of, node.args.get("separator") or _text(","), *order)
+
+    def holds(node: exp.Expr) -> exp.Expr:  # NULL in a list is not looked at
+        both = exp.and_(_known(node.this), _known(node.expression))
+        found = exp.Coalesce(this=w.holds(node.this, node.expression), expressions=[exp.false()])
+        return exp.paren(exp.Case().when(both, found))
+
+    def in_zone(node: exp.Expr) -> exp.Expr:
+        if node.this.unnest().to.this == exp.DType.TIMESTAMPTZ:
+            raise NoForm("AT TIME ZONE of an instant")
+        return w.in_zone(node.this, node.args["zone"])
+
+    def extract(node: exp.Expr) -> exp.Expr:
+        if node.name.upper() not in ("YEAR", "QUARTER", "MONTH", "DAY", "HOUR", "MINUTE"):
+            raise NoForm(f"extract({node.name.lower()})")  # weeks, weekdays and seconds are counted differently
+        return node
 
     def days_on(node: exp.Expr) -> exp.Expr:
         day = node.this
@@ -560,6 +721,8 @@ def _macros(w: _Words) -> dict[type[exp.Expr] | str, Macro]:
         return node if w.parameter is None else w.parameter(node.name)
 
     def hashed(node: exp.Expr) -> exp.Expr:  # any number of an id's own will do
+        if len(node.expressions) != 1:
+            raise NoForm("hash() of several values")
         return w.hex15(node.expressions[0])
 
     def substring(node: exp.Expr) -> exp.Expr:
@@ -589,7 +752,7 @@ def _macros(w: _Words) -> dict[type[exp.Expr] | str, Macro]:
         exp.ArgMin: best(w.min_by),
         exp.Least: extreme,
         exp.Greatest: extreme,
-        exp.AnyValue: lambda node: exp.Min(this=node.this),
+        exp.AnyValue: lambda node: w.any_value(node.this),
         exp.IgnoreNulls: ignoring,
         exp.Window: window,
         exp.WindowSpec: frame,
@@ -614,14 +777,15 @@ def _macros(w: _Words) -> dict[type[exp.Expr] | str, Macro]:
         exp.MD5: lambda node: _call("hex15", node.this),
         exp.Substring: substring,
         exp.UnixToTime: from_epoch,
-        exp.AtTimeZone: lambda node: w.in_zone(node.this, node.args["zone"]),
+        exp.AtTimeZone: in_zone,
         exp.RegexpLike: lambda node: w.matches(node.this, node.expression),
         exp.Contains: lambda node: w.contains(node.this, node.expression),
         exp.EndsWith: lambda node: w.ends_with(node.this, node.expression),
         exp.GroupConcat: joined,
         exp.Array: lambda node: w.array(*node.expressions),
         exp.Length: lambda node: w.length(node.this),
-        exp.ArrayContains: lambda node: w.holds(node.this, node.expression),
+        exp.ArrayContains: holds,
+        exp.Extract: extract,
         exp.Add: days_on,
         exp.Lambda: _no("list_filter() but in unnest()"),
         exp.Explode: _no("unnest() of a list that is not written out"),
@@ -641,6 +805,8 @@ def _macros(w: _Words) -> dict[type[exp.Expr] | str, Macro]:
 
 
 _PASSES: tuple[Pass, ...] = (
+    _shown_types,
+    _numbers_as_rows,
     _plain_tables,
     _lists_as_rows,
     _no_named_windows,
@@ -658,14 +824,9 @@ _PLAIN: frozenset[type[exp.Expr]] = frozenset(
         exp.Ceil,
         exp.Chr,
         exp.Like,
-        exp.Extract,
         exp.Var,
     }
 )
-
-
-def _utc(kind: str) -> Many:
-    return lambda of: exp.cast(of, kind)
 
 
 def _or_zero(name: str) -> Many:
@@ -674,7 +835,8 @@ def _or_zero(name: str) -> Many:
 
 
 def _within(of: exp.Expr, q: exp.Expr) -> exp.Expr:
-    order = exp.Order(expressions=[exp.Ordered(this=of, desc=False, nulls_first=False)])
+    """Of whole numbers too it has to be a fraction: there it would be of their own type."""
+    order = exp.Order(expressions=[exp.Ordered(this=_double(of), desc=False, nulls_first=False)])
     return exp.WithinGroup(this=exp.PercentileCont(this=_fraction(q)), expression=order)
 
 
@@ -686,9 +848,10 @@ def _plain_mod(of: exp.Expr, by: exp.Expr) -> exp.Expr:
     return exp.Mod(this=of, expression=by)
 
 
-def _truncating(of: exp.Expr, by: exp.Expr) -> exp.Expr:
-    """Of whole numbers, where ``/`` leaves the fraction out."""
-    return exp.paren(exp.Div(this=of, expression=by, typed=True, safe=False))
+def _multiple(of: exp.Expr, by: exp.Expr) -> exp.Expr:
+    """Whole numbers divided where ``/`` keeps a fraction (Snowflake), or keeps one of sums, which are DECIMAL (Redshift)."""
+    whole = exp.paren(exp.Sub(this=exp.paren(of), expression=_call("MOD", of.copy(), by)))
+    return exp.cast(exp.paren(exp.Div(this=whole, expression=by.copy(), typed=True, safe=False)), "BIGINT")
 
 
 def _below_infinity(of: exp.Expr) -> exp.Expr:
@@ -700,6 +863,37 @@ def _ordered(keys: list[exp.Expr]) -> list[exp.Expr]:
     return [exp.Ordered(this=k.copy(), desc=False, nulls_first=False) for k in keys]
 
 
+def _flagged(keys: list[exp.Expr]) -> list[exp.Expr]:
+    """The same order where NULL is the least of values and NULLS LAST cannot be said: that a key is NULL is a key before it."""
+    out: list[exp.Expr] = []
+    for key in keys:
+        if isinstance(key, exp.Ordered) and key.args.get("nulls_first") is False and not key.args.get("desc"):
+            out.append(exp.Ordered(this=exp.paren(_null(key.this)), desc=False, nulls_first=True))
+            out.append(exp.Ordered(this=key.this, desc=False, nulls_first=True))
+        else:
+            out.append(key)
+    return out
+
+
+def _in_zone(kind: str) -> Many:
+    """A naive time in a zone as the same instant's in UTC."""
+    return lambda of, zone: _call("CONVERT_TIMEZONE", zone, _text("UTC"), exp.cast(of, kind))
+
+
+def _try_whole(otherwise: Many) -> Many:
+    """A number without a fraction to a whole one: there TRY_CAST takes no numbers, or not all of them."""
+
+    def tried(of: exp.Expr, to: exp.Expr) -> exp.Expr:
+        number = _cut(of)
+        if number is None or to.this != exp.DType.DECIMAL:
+            return otherwise(of, to)
+        small = exp.LT(this=exp.Abs(this=number.copy()), expression=exp.cast(_text("1e38"), "DOUBLE"))
+        of.unnest().args["ifs"][0].set("this", exp.and_(of.unnest().args["ifs"][0].this.copy(), small))
+        return exp.Cast(this=of, to=to)
+
+    return tried
+
+
 # ---------------------------------------------------------------- BigQuery
 
 
@@ -709,9 +903,19 @@ def _bigquery_pair(value: exp.Expr, keys: list[exp.Expr], where: exp.Expr | None
     if where is not None:
         keys = [_when(where, k.copy()) for k in keys]
     # the struct that a NULL value is wrapped in keeps its row, IGNORE NULLS drops those that the condition does not meet
-    listed = exp.Limit(this=exp.Order(this=exp.IgnoreNulls(this=of), expressions=_ordered(keys)), expression=_number(1))
+    listed = exp.Limit(
+        this=exp.Order(this=exp.IgnoreNulls(this=of), expressions=_flagged(_ordered(keys))), expression=_number(1)
+    )
     first = exp.Bracket(this=exp.ArrayAgg(this=listed), expressions=[_number(0)], offset=0, safe=True)
     return exp.Dot(this=first, expression=exp.to_identifier("it"))
+
+
+def _bigquery_array(*items: exp.Expr) -> exp.Expr:
+    """An array that is written out or kept may hold no NULL. One of a single item is empty instead, in which nothing is found either."""
+    listed = exp.Array(expressions=list(items))
+    if len(items) != 1 or isinstance(items[0], exp.Literal):
+        return listed
+    return exp.paren(exp.Case(default=listed).when(_null(items[0]), exp.Array(expressions=[])))
 
 
 _BIGQUERY = _Words(
@@ -732,12 +936,13 @@ _BIGQUERY = _Words(
     joined=lambda of, by, *order: exp.GroupConcat(
         this=exp.Order(this=of, expressions=list(order)) if order else of, separator=by
     ),
-    array=lambda *items: exp.Array(expressions=list(items)),
+    array=_bigquery_array,
     item=lambda of, at: exp.Bracket(this=of, expressions=[_call("SAFE_ORDINAL", at)]),
     length=_no("length() of what may be a list"),
     holds=lambda of, it: exp.In(this=it, unnest=exp.Unnest(expressions=[of])),
     pair=_bigquery_pair,
-    quantile=_no("quantile_cont() as an aggregate"),
+    quantile=_no("quantile_cont() as an aggregate"),  # PERCENTILE_CONT is for windows alone
+    any_value=_named("ANY_VALUE"),
     any_true=_named("LOGICAL_OR"),
     trim=_named("TRIM"),
     whole="BIGDECIMAL",
@@ -750,22 +955,16 @@ _BIGQUERY = _Words(
 # ---------------------------------------------------------------- Snowflake
 
 
-def _snowflake_div(of: exp.Expr, by: exp.Expr) -> exp.Expr:
-    """``/`` rounds at six digits: what is divided is a multiple."""
-    whole = exp.paren(exp.Sub(this=exp.paren(of), expression=_call("MOD", of.copy(), by)))
-    return exp.cast(exp.paren(exp.Div(this=whole, expression=by.copy(), typed=True, safe=False)), "BIGINT")
-
-
 _SNOWFLAKE = _Words(
     epoch_us=lambda of: _call("DATE_PART", exp.var("EPOCH_MICROSECOND"), of),
     from_us=lambda us: _call("TO_TIMESTAMP_NTZ", us, _number(6)),
     instant=lambda us: _call("TO_TIMESTAMP_TZ", us, _number(6)),
-    in_zone=lambda of, zone: _call("CONVERT_TIMEZONE", zone, _text("UTC"), exp.cast(of, "TIMESTAMP")),
+    in_zone=_in_zone("TIMESTAMP"),
     hex15=lambda of: exp.cast(
         _call("TO_NUMBER", _call("SUBSTR", _call("MD5", of), _number(1), _number(15)), _text("X" * 15)), "BIGINT"
     ),
     finite=lambda of: exp.paren(exp.LT(this=exp.Abs(this=of), expression=exp.cast(_text("inf"), "DOUBLE"))),
-    int_div=_snowflake_div,
+    int_div=_multiple,
     mod=_named("MOD"),
     matches=_or_zero("REGEXP_INSTR"),
     contains=_named("CONTAINS"),
@@ -786,51 +985,9 @@ _SNOWFLAKE = _Words(
     shift_right=_named("BITSHIFTRIGHT"),
     bit_and=_named("BITAND"),
     trim=_named("TRIM"),
-    try_text_first=True,
+    try_cast=_try_whole(lambda of, to: exp.TryCast(this=exp.cast(of, "VARCHAR"), to=to)),  # it takes texts alone
     skips_null=False,
-)
-
-# ---------------------------------------------------------------- Databricks
-
-
-def _databricks_pair(value: exp.Expr, keys: list[exp.Expr], where: exp.Expr | None) -> exp.Expr:
-    parts: list[exp.Expr] = []
-    for i, key in enumerate(keys):  # NULL would come first
-        parts += [_text(f"n{i}"), exp.paren(_null(key)), _text(f"k{i}"), key.copy()]
-    at = next(i for i, k in enumerate(keys) if k == value)
-    least: exp.Expr = exp.Min(this=_call("NAMED_STRUCT", *parts))
-    if where is not None:
-        least = exp.Filter(this=least, expression=exp.Where(this=where.copy()))
-    return exp.Dot(this=exp.paren(least), expression=exp.to_identifier(f"k{at}"))
-
-
-_DATABRICKS = _Words(
-    epoch_us=lambda of: _call("UNIX_MICROS", exp.cast(of, "TIMESTAMPTZ")),
-    from_us=lambda us: exp.cast(_call("TIMESTAMP_MICROS", us), "TIMESTAMPNTZ"),
-    instant=_named("TIMESTAMP_MICROS"),
-    in_zone=lambda of, zone: _call("TO_UTC_TIMESTAMP", of, zone),
-    hex15=lambda of: exp.cast(
-        _call("CONV", _call("SUBSTR", _call("MD5", of), _number(1), _number(15)), _number(16), _number(10)), "BIGINT"
-    ),
-    finite=_below_infinity,
-    int_div=lambda of, by: exp.cast(_call("DIV", of, by), "BIGINT"),
-    mod=_plain_mod,
-    matches=lambda of, it: exp.RegexpLike(this=of, expression=it),
-    contains=_named("CONTAINS"),
-    ends_with=_named("ENDSWITH"),
-    joined=lambda of, by, *order: exp.WithinGroup(
-        this=_call("LISTAGG", of, by), expression=exp.Order(expressions=list(order))
-    ),
-    array=_named("ARRAY"),
-    item=lambda of, at: _call("TRY_ELEMENT_AT", of, at),
-    length=_no("length() of what may be a list"),
-    holds=_named("ARRAY_CONTAINS"),
-    pair=_databricks_pair,
-    quantile=_within,
-    shift_left=_named("SHIFTLEFT"),
-    shift_right=_named("SHIFTRIGHT"),
-    filters=True,
-    add_days=_named("DATE_ADD"),
+    numbered_in_order=True,
 )
 
 # ---------------------------------------------------------------- Trino
@@ -862,7 +1019,9 @@ _TRINO = _Words(
         _number(16),
     ),
     finite=_named("IS_FINITE"),
-    int_div=_truncating,
+    int_div=lambda of, by: exp.paren(
+        exp.Div(this=of, expression=by, typed=True, safe=False)
+    ),  # of whole numbers it is whole
     mod=_plain_mod,
     matches=_named("REGEXP_LIKE"),
     contains=_or_zero("STRPOS"),
@@ -877,7 +1036,8 @@ _TRINO = _Words(
     length=_no("length() of what may be a list"),
     holds=_named("CONTAINS"),
     pair=_trino_pair,
-    quantile=_no("quantile_cont()"),
+    quantile=_no("quantile_cont()"),  # it has approximate ones alone
+    any_value=_named("ANY_VALUE"),
     bit_or=_named("BITWISE_OR_AGG"),
     bit_count=lambda of: _call("BIT_COUNT", of, _number(64)),
     shift_left=_named("BITWISE_LEFT_SHIFT"),
@@ -903,20 +1063,35 @@ def _polarised(x: exp.Expr, y: exp.Expr) -> exp.Expr:
 
 
 def _redshift_us(us: exp.Expr) -> exp.Expr:
-    step = exp.Mul(this=exp.paren(us), expression=exp.Interval(this=_text("1 microsecond")))
-    return exp.paren(exp.Add(this=exp.cast(_text("1970-01-01"), "TIMESTAMP"), expression=step))
+    """DATEADD takes an INTEGER: days, seconds and microseconds are added one after another."""
+    out: exp.Expr = exp.cast(_text("1970-01-01"), "TIMESTAMP")
+    us = exp.cast(us, "BIGINT")
+    for unit, size, within in (
+        ("DAY", 86_400_000_000, 0),
+        ("SECOND", 1_000_000, 86_400_000_000),
+        ("MICROSECOND", 1, 1_000_000),
+    ):
+        rest = exp.Mod(this=us.copy(), expression=_number(within)) if within else us.copy()
+        many = exp.cast(exp.Div(this=exp.paren(rest), expression=_number(size), typed=True, safe=False), "INT")
+        out = _call("DATEADD", exp.var(unit), many, out)
+    return out
+
+
+def _redshift_try(of: exp.Expr, to: exp.Expr) -> exp.Expr:
+    raise NoForm("TRY_CAST of what may be an empty text or a truth")  # its reference takes neither
 
 
 _REDSHIFT = _Words(
+    # DATEDIFF takes no TIMESTAMPTZ; cast, it is a time of the session's zone, which is UTC
     epoch_us=lambda of: _call(
         "DATEDIFF", exp.var("MICROSECOND"), exp.cast(_text("1970-01-01"), "TIMESTAMP"), exp.cast(of, "TIMESTAMP")
     ),
     from_us=_redshift_us,
     instant=lambda us: exp.AtTimeZone(this=_redshift_us(us), zone=_text("UTC")),
-    in_zone=lambda of, zone: exp.AtTimeZone(this=exp.paren(exp.cast(of, "TIMESTAMP")), zone=zone),
+    in_zone=_in_zone("TIMESTAMP"),
     hex15=lambda of: _call("STRTOL", _call("SUBSTRING", _call("MD5", of), _number(1), _number(15)), _number(16)),
     finite=_below_infinity,
-    int_div=_truncating,
+    int_div=_multiple,
     mod=_plain_mod,
     matches=_or_zero("REGEXP_INSTR"),
     contains=_or_zero("STRPOS"),
@@ -935,6 +1110,7 @@ _REDSHIFT = _Words(
     min_by=_no("arg_min()"),
     bit_count=_no("bit_count()"),
     trim=_named("BTRIM"),
+    try_cast=_try_whole(_redshift_try),
     null_safe=False,
     ranges=False,
     tuples=False,
@@ -1049,18 +1225,31 @@ def _names_as_stored(tree: exp.Query) -> exp.Query:
 
 def _dialect(name: str, words: _Words) -> Dialect:
     finish = (_names_as_stored,) if name == "snowflake" else ()
-    return Dialect(name, name, macros=_macros(words), passes=_PASSES, plain=_PLAIN, finish=finish)
+    passes = _PASSES if name == "bigquery" else (*_PASSES, _like_patterns)  # BigQuery's are RE2's, as ours
+    return Dialect(name, name, macros=_macros(words), passes=passes, plain=_PLAIN, finish=finish)
 
 
+def _quoted_tables(tree: exp.Query) -> exp.Query:
+    """A table called ``stream`` would be read as the keyword."""
+    for table in tree.find_all(exp.Table):
+        if isinstance(table.this, exp.Identifier):
+            table.this.set("quoted", True)
+    return tree
+
+
+_DATABRICKS = replace(
+    spark.DIALECT,
+    name="databricks",
+    writer="databricks",
+    passes=(_shown_types, _like_patterns, _numbers_as_rows, _plain_tables, _no_named_windows, *spark.DIALECT.passes),
+    finish=(*spark.DIALECT.finish, _quoted_tables),
+)
 RENDERED: Mapping[str, Dialect] = {
-    name: _dialect(name, words)
-    for name, words in (
-        ("bigquery", _BIGQUERY),
-        ("snowflake", _SNOWFLAKE),
-        ("databricks", _DATABRICKS),
-        ("trino", _TRINO),
-        ("redshift", _REDSHIFT),
-    )
+    "bigquery": _dialect("bigquery", _BIGQUERY),
+    "snowflake": _dialect("snowflake", _SNOWFLAKE),
+    "databricks": _DATABRICKS,
+    "trino": _dialect("trino", _TRINO),
+    "redshift": _dialect("redshift", _REDSHIFT),
 }
 """Written and parsed back, never executed."""
 EXECUTED = ("duckdb", "postgres", "clickhouse", "spark")
