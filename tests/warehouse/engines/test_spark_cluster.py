@@ -258,7 +258,8 @@ def test_a_worker_that_dies_changes_no_figure(tmp_path: Path) -> None:
                 running.stdin.write("\n")
                 running.stdin.flush()
         finally:
-            running.stdin.close() if running.stdin else None
+            for pipe in (running.stdin, running.stdout):
+                pipe.close() if pipe else None
             try:
                 running.wait(timeout=60)
             except subprocess.TimeoutExpired:
