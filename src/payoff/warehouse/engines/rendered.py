@@ -232,7 +232,8 @@ def _shown_types(tree: exp.Query) -> exp.Query:
                 node.set("this", exp.cast(node.this.copy(), "INT"))
         elif isinstance(node, exp.IntDiv):
             for part in (node.this, node.expression):
-                if not _whole(part) and (_kind(part) is not None or _over_stored(node)):
+                kind = _kind(part)  # of fractions it is a plain division, of floor() too
+                if kind not in ("whole", "null") and (kind is not None or _over_stored(node)):
                     raise NoForm("// of what may be a fraction")
         elif isinstance(node, exp.AtTimeZone):
             of = node.this.unnest()
@@ -1077,6 +1078,19 @@ def _redshift_us(us: exp.Expr) -> exp.Expr:
     return out
 
 
+def _one_order(tree: exp.Query) -> exp.Query:
+    """In one SELECT all of PERCENTILE_CONT and LISTAGG have to be in the same order, by its reference."""
+    for select in _selects(tree):
+        orders = set[exp.Expr]()
+        for node in select.find_all(exp.PercentileCont, exp.GroupConcat):
+            if node.find_ancestor(exp.Select) is select:
+                ordered = isinstance(node, exp.PercentileCont) or isinstance(node.this, exp.Order)
+                orders |= {node.this} if ordered else set()
+        if len(orders) > 1:
+            raise NoForm("several quantile_cont() or string_agg() of different orders in one SELECT")
+    return tree
+
+
 def _redshift_try(of: exp.Expr, to: exp.Expr) -> exp.Expr:
     raise NoForm("TRY_CAST of what may be an empty text or a truth")  # its reference takes neither
 
@@ -1225,7 +1239,8 @@ def _names_as_stored(tree: exp.Query) -> exp.Query:
 
 def _dialect(name: str, words: _Words) -> Dialect:
     finish = (_names_as_stored,) if name == "snowflake" else ()
-    passes = _PASSES if name == "bigquery" else (*_PASSES, _like_patterns)  # BigQuery's are RE2's, as ours
+    own: Mapping[str, tuple[Pass, ...]] = {"bigquery": (), "redshift": (_like_patterns, _one_order)}
+    passes = (*_PASSES, *own.get(name, (_like_patterns,)))  # BigQuery's patterns are RE2's, as ours
     return Dialect(name, name, macros=_macros(words), passes=passes, plain=_PLAIN, finish=finish)
 
 
