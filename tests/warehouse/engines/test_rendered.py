@@ -282,19 +282,23 @@ def test_lists_are_rows() -> None:
 
 @pytest.fixture(scope="session")
 def plan(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[str, str]]:
-    """Of the simulated company's project as few statements as hold every kind of node that any of its statements holds."""
+    """Of the simulated company's project short statements that hold every kind of node that any of its statements holds."""
     folder: Path = tmp_path_factory.mktemp("company")
     write_demo_project(
         folder / "project", World(customers=200, seed=7), today=date(2026, 11, 22), truth_dir=folder / "truth"
     )
-    steps = [(step.name, step.sql) for step in Project.load(folder / "project").plan()]
-    out, seen = [], set[object]()
-    for name, text in sorted(steps, key=lambda step: -len(step[1])):
-        nodes = parsed_query(text)[0].tree.walk()
-        held = {node.name.lower() if isinstance(node, exp.Anonymous) else type(node) for node in nodes}
-        if not held <= seen:
-            seen |= held
-            out.append((name, text))
+    held = {
+        (step.name, step.sql): {
+            node.name.lower() if isinstance(node, exp.Anonymous) else type(node)
+            for node in parsed_query(step.sql)[0].tree.walk()
+        }
+        for step in Project.load(folder / "project").plan()
+    }
+    out, missing = [], set[object]().union(*held.values())
+    while missing:
+        best = max(held, key=lambda step: len(held[step] & missing) / len(step[1]))
+        missing -= held[best]
+        out.append(best)
     return out
 
 
