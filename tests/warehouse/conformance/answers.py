@@ -36,14 +36,7 @@ def project_text(place: Place, name: str) -> str:
 def project_on(place: Place, name: str, folder: Path) -> Project:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "payoff.yml").write_text(project_text(place, name))
-    project = Project.load(folder)
-    if place.prepared:
-        prepare(project)
-    return project
-
-
-def prepare(project: Project) -> None:
-    raise NotImplementedError
+    return Project.load(folder)
 
 
 def answered(project: Project) -> dict[str, Any]:

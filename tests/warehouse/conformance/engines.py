@@ -36,13 +36,12 @@ class NotHere(Exception):
 class Place:
     """Where the tables are. ``connect`` gives the connection as payoff.yml has it, good for one session at a time.
 
-    ``files``: the tables are Parquet files in ``folder``, and sources name those. ``prepared``: a copy of them is made first.
+    ``files``: the tables are Parquet files in ``folder``, and sources name those.
     """
 
     folder: Path
     connect: Callable[[], dict[str, Any] | None]
     files: bool = False
-    prepared: bool = False
 
 
 Start = Callable[[Path, Tables], AbstractContextManager[Place]]
