@@ -155,6 +155,7 @@ FORMS = [
     ("snowflake", "quantile_cont(a, 0.5)", "PERCENTILE_CONT(0.5) WITHIN GROUP (ORDER BY CAST(a AS DOUBLE) ASC)"),
     ("snowflake", "TRY_CAST(s AS DOUBLE)", "TRY_CAST(CAST(s AS VARCHAR) AS DOUBLE)"),
     ("trino", "struct_extract(min({'t': a, 'v': b}), 'v')", "ELEMENT_AT(ARRAY_AGG(b ORDER BY a"),
+    ("trino", "CAST(a AS TIMESTAMP)", "CAST(a AS TIMESTAMP(6))"),
     ("trino", "CAST(a AS DATE) + n", "DATE_ADD('day', n, CAST(a AS DATE))"),
     ("trino", "string_agg(a, ',' ORDER BY b)", "LISTAGG(a, ',') WITHIN GROUP (ORDER BY b"),
     *((d, "CAST(a > 1 AS DOUBLE)", "CAST(CAST(a > 1 AS ") for d in DIALECTS),

@@ -104,6 +104,8 @@ class _Words:
     trim: Many | None = None
     try_cast: Many = field(default=lambda of, to: exp.TryCast(this=of, to=to))
     whole: str = "DECIMAL(38, 0)"
+    times: Mapping[exp.DType, str] = field(default_factory=dict)
+    """Types of times that have to be told by more than their name."""
     skips_null: bool = True
     """Does the least or greatest of several skip NULL?"""
     filters: bool = False
@@ -554,7 +556,7 @@ def _macros(w: _Words) -> dict[type[exp.Expr] | str, Macro]:
             raise NoForm("whole numbers of more than 63 bits")
         if kind == exp.DType.INT128:
             return exp.cast(of, w.whole)
-        return node
+        return exp.cast(of, w.times[kind]) if kind in w.times else node
 
     def try_cast(node: exp.Expr) -> exp.Expr:
         assert isinstance(node, exp.TryCast)
@@ -876,9 +878,9 @@ def _flagged(keys: list[exp.Expr]) -> list[exp.Expr]:
     return out
 
 
-def _in_zone(kind: str) -> Many:
-    """A naive time in a zone as the same instant's in UTC."""
-    return lambda of, zone: _call("CONVERT_TIMEZONE", zone, _text("UTC"), exp.cast(of, kind))
+def _in_zone(of: exp.Expr, zone: exp.Expr) -> exp.Expr:
+    """A naive time in a zone as the same instant's in UTC, without a zone."""
+    return _call("CONVERT_TIMEZONE", zone, _text("UTC"), of)
 
 
 def _try_whole(otherwise: Many) -> Many:
@@ -923,7 +925,7 @@ _BIGQUERY = _Words(
     epoch_us=lambda of: _call("UNIX_MICROS", exp.cast(of, "TIMESTAMPTZ")),
     from_us=lambda us: _call("DATETIME", _call("TIMESTAMP_MICROS", us)),
     instant=_named("TIMESTAMP_MICROS"),
-    in_zone=lambda of, zone: _call("TIMESTAMP", exp.cast(of, "TIMESTAMP"), zone),
+    in_zone=_named("TIMESTAMP"),
     hex15=lambda of: exp.cast(
         _call("CONCAT", _text("0x"), _call("SUBSTR", _call("TO_HEX", _call("MD5", of)), _number(1), _number(15))),
         "BIGINT",
@@ -960,7 +962,7 @@ _SNOWFLAKE = _Words(
     epoch_us=lambda of: _call("DATE_PART", exp.var("EPOCH_MICROSECOND"), of),
     from_us=lambda us: _call("TO_TIMESTAMP_NTZ", us, _number(6)),
     instant=lambda us: _call("TO_TIMESTAMP_TZ", us, _number(6)),
-    in_zone=_in_zone("TIMESTAMP"),
+    in_zone=_in_zone,
     hex15=lambda of: exp.cast(
         _call("TO_NUMBER", _call("SUBSTR", _call("MD5", of), _number(1), _number(15)), _text("X" * 15)), "BIGINT"
     ),
@@ -1001,7 +1003,7 @@ def _trino_pair(value: exp.Expr, keys: list[exp.Expr], where: exp.Expr | None) -
     return _call("ELEMENT_AT", listed, _number(1))
 
 
-_TRINO_INSTANT = "TIMESTAMPTZ(6)"
+_TRINO_INSTANT = "TIMESTAMPTZ(6)"  # TIMESTAMP alone is of milliseconds
 _TRINO = _Words(
     epoch_us=lambda of: exp.cast(
         _call("ROUND", exp.Mul(this=_call("TO_UNIXTIME", exp.cast(of, _TRINO_INSTANT)), expression=_number("1e6"))),
@@ -1013,7 +1015,7 @@ _TRINO = _Words(
     instant=lambda us: exp.cast(
         _call("FROM_UNIXTIME_NANOS", exp.Mul(this=exp.paren(us), expression=_number(1000))), _TRINO_INSTANT
     ),
-    in_zone=lambda of, zone: _call("WITH_TIMEZONE", exp.cast(of, "TIMESTAMP(6)"), zone),
+    in_zone=_named("WITH_TIMEZONE"),
     hex15=lambda of: _call(
         "FROM_BASE",
         _call("SUBSTR", _call("TO_HEX", _call("MD5", _call("TO_UTF8", of))), _number(1), _number(15)),
@@ -1039,6 +1041,11 @@ _TRINO = _Words(
     pair=_trino_pair,
     quantile=_no("quantile_cont()"),  # it has approximate ones alone
     any_value=_named("ANY_VALUE"),
+    times={
+        exp.DType.TIMESTAMP: "TIMESTAMP(6)",
+        exp.DType.TIMESTAMPNTZ: "TIMESTAMP(6)",
+        exp.DType.TIMESTAMPTZ: _TRINO_INSTANT,
+    },
     bit_or=_named("BITWISE_OR_AGG"),
     bit_count=lambda of: _call("BIT_COUNT", of, _number(64)),
     shift_left=_named("BITWISE_LEFT_SHIFT"),
@@ -1102,7 +1109,7 @@ _REDSHIFT = _Words(
     ),
     from_us=_redshift_us,
     instant=lambda us: exp.AtTimeZone(this=_redshift_us(us), zone=_text("UTC")),
-    in_zone=_in_zone("TIMESTAMP"),
+    in_zone=_in_zone,
     hex15=lambda of: _call("STRTOL", _call("SUBSTRING", _call("MD5", of), _number(1), _number(15)), _number(16)),
     finite=_below_infinity,
     int_div=_multiple,
