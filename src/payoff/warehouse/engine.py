@@ -60,7 +60,18 @@ class Engine(ABC):
 
     def text(self, query: Query, what: str = "a statement") -> str:
         """The statement as it is sent."""
-        return self.dialect.text(query.tree, what)
+        if self.dialect.native:
+            return query.render()
+        key = query.render()
+        if key not in self._texts:  # it is checked, sent and told, and a translation takes longer than many a statement
+            self._texts[key] = self.dialect.text(query.tree, what)
+        return self._texts[key]
+
+    def _rewritten(self, query: Query, what: str) -> Query:
+        key = query.render()
+        if key not in self._trees:
+            self._trees[key] = Query(self.dialect.translate(query.tree, what), self.dialect.writer)
+        return self._trees[key]
 
     def check(self, steps: Iterable[Step]) -> None:
         """That every statement of a plan has a form here. Raises CannotRun; nothing is sent."""
@@ -72,14 +83,14 @@ class Engine(ABC):
         """A step as it was executed here."""
         if self.dialect.native:
             return step
-        return replace(step, query=Query(self.dialect.translate(step.query.tree, step.name), self.dialect.writer))
+        return replace(step, query=self._rewritten(step.query, step.name))
 
     def sent(self, text: str, what: str) -> str:
         """The text of a statement in our own SQL as it was executed here."""
         if self.dialect.native:
             return text
         query, table = parsed_query(text)
-        out = Query(self.dialect.translate(query.tree, what), self.dialect.writer)
+        out = self._rewritten(query, what)
         return out.render() if table is None else keeping(table, out)
 
     def fetch(self, query: Query, what: str, source: str | None = None) -> pa.Table:
@@ -121,6 +132,14 @@ class Engine(ABC):
         self._progress(what, share)
 
     # ---------------------------------------------------------------- what an engine's file gives
+
+    @cached_property
+    def _texts(self) -> dict[str, str]:
+        return {}
+
+    @cached_property
+    def _trees(self) -> dict[str, Query]:
+        return {}
 
     @cached_property
     def rows(self) -> dict[str, int]:
