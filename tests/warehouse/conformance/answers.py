@@ -24,6 +24,7 @@ NOT_COMPARED = {
     "finished",
     "versions",
     "plan",
+    "sql",
 }
 """How and when it was done, and nothing that was found."""
 
@@ -36,6 +37,8 @@ def project_text(place: Place, name: str) -> str:
 def project_on(place: Place, name: str, folder: Path) -> Project:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "payoff.yml").write_text(project_text(place, name))
+    if place.prepared:
+        Project.load(folder).prepare()
     return Project.load(folder)
 
 

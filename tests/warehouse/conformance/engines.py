@@ -16,7 +16,7 @@ import uuid
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -36,12 +36,13 @@ class NotHere(Exception):
 class Place:
     """Where the tables are. ``connect`` gives the connection as payoff.yml has it, good for one session at a time.
 
-    ``files``: the tables are Parquet files in ``folder``, and sources name those.
+    ``files``: the tables are Parquet files in ``folder``, and sources name those. ``prepared``: copies of them are made first.
     """
 
     folder: Path
     connect: Callable[[], dict[str, Any] | None]
     files: bool = False
+    prepared: bool = False
 
 
 Start = Callable[[Path, Tables], AbstractContextManager[Place]]
@@ -78,6 +79,13 @@ def on_files(folder: Path, tables: Tables) -> Iterator[Place]:
     # what is not a file (the SELECT of a sql: source) is read from the database beside them
     connection = {"engine": "duckdb", "path": str(_in_duckdb(folder, turned)), "threads": 4}
     yield Place(_parquet(folder, turned), lambda: connection, files=True)
+
+
+@contextmanager
+def on_copies(folder: Path, tables: Tables) -> Iterator[Place]:
+    """The same files, read from prepared copies: in one walk where that is made, and with what runs remember."""
+    with on_files(folder, tables) as place:
+        yield replace(place, prepared=True)
 
 
 # ---------------------------------------------------------------- ClickHouse, in process
@@ -290,6 +298,7 @@ def on_spark(folder: Path, tables: Tables) -> Iterator[Place]:
 
 ENGINES: dict[str, Start] = {
     "duckdb-files": on_files,
+    "duckdb-copies": on_copies,
     "clickhouse": on_clickhouse,
     "postgres": on_postgres,
     "spark": on_spark,
