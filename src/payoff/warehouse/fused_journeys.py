@@ -131,7 +131,7 @@ class FunnelWalk:
         rows = Rows.of(funnel.catalog, [source.view for source in funnel.sources.values()], funnel.design.entity)
         if isinstance(rows, str):
             return rows
-        if not rows.fits(funnel.catalog, 8 * (m * (m + 1) // 2 + m * 4 + 4)):
+        if not rows.fits(funnel.catalog, 8 * (m * (m + 1) // 2 + m * 3 + 3)):
             return "what is kept of its units would not fit in memory"
         flags = {f: _condition(s.view, e) for s in funnel.sources.values() for f, e in s.events.items()}
         bits = {flag: 1 << n for n, flag in enumerate(flags)}
@@ -163,26 +163,23 @@ class FunnelWalk:
         )
         strictly = np.array([int(k > 0 and funnel.after(k + 1) == ">") for k in range(m)], np.int64)
         spans = np.array([_FAR if k == 0 or own[k] is None else own[k] for k in range(m)], np.int64)
-        reached = np.full((units, m * (m + 1) // 2), -1, np.int64)
-        blocked = np.full((units if settings[6] else 1, m), -1, np.int64)
-        entries = np.full((units, 2), -1, np.int64)
-        depth = np.zeros(units, np.int64)
-        best = np.full((units, m), -1, np.int64)
-        firsts = np.full((units, m), -1, np.int64)
+        ways = m * (m + 1) // 2
+        kept = np.full((units, ways + 3 + 2 * m + (m if settings[6] else 0)), -1, np.int64)
         counts = np.zeros(m, np.int64)
         pending = np.array([-1, 0, 0], np.int64)
         loop = _compiled(_funnel)
 
         def add(unit: Longs, t: Longs, mask: Longs) -> None:
             loop(
-                unit, t, mask, steps, blocks, strictly, spans, settings, reached, blocked, entries, depth, best, firsts,
-                counts, pending,
+                unit, t, mask, steps, blocks, strictly, spans, settings, kept, counts, pending
             )  # fmt: skip
 
         self.rows.walk(funnel.catalog, self.query, what, funnel.of("s1").view.name, add)
         add(*(np.array([v], np.int64) for v in (-1, 0, 0)))  # what is pending of the last unit
-        self._tell(m, entries, depth, best)
-        self.later, self.first_times, self.first_entries = tuple(int(n) for n in counts), firsts, entries[:, 0]
+        best = ways + 3
+        self._tell(m, kept[:, ways : ways + 2], kept[:, ways + 2], kept[:, best : best + m])
+        self.later, self.first_times = tuple(int(n) for n in counts), kept[:, best + m : best + 2 * m]
+        self.first_entries = kept[:, ways]
 
     def _tell(self, m: int, entries: Longs, depth: Longs, best: Longs) -> None:
         def column_of(values: Longs) -> pa.Array:
@@ -232,73 +229,73 @@ def _funnel(
     strictly: Longs,
     spans: Longs,
     settings: Longs,
-    reached: Longs,
-    blocked: Longs,
-    entries: Longs,
-    depth: Longs,
-    best: Longs,
-    firsts: Longs,
+    kept: Longs,
     counts: Longs,
     pending: Longs,
 ) -> None:
     """The loop: plain Python that numba compiles. Rows of a unit at one time are taken together.
 
-    ``reached`` holds of each unit, for each step, the times of the way to its latest row that was reached: those of step k from
-    k(k + 1) / 2 on. ``entries`` are the first entry and the one that a way of no further step is told from. ``best`` is the
-    deepest way, of those the latest to enter, with the first time of each step. ``pending`` is (unit, time, mask) of the rows not yet taken.
+    ``kept`` has a row for each unit, so that it is met in one place of memory; -1 is a time that is not there. For each step the times
+    of the way to its latest row that was reached (those of step k from k(k + 1) / 2 on); the first entry, and the one that a way of no further
+    step is told from; how deep the deepest way went, of those the latest to enter, and the first time of each of its steps; the first
+    row of each step; and (where there are any) the last row that ends an attempt at each. ``pending`` is (unit, time, mask) of the rows not yet taken.
     """
     m = len(steps)
     low, last_entry, cut, last_step, within, first_only, blocking = settings
+    first = m * (m + 1) // 2
+    latest, depth, best = first + 1, first + 2, first + 3
+    seen, blocked = best + m, best + 2 * m
     was = np.empty(m, np.int64)
     before = np.empty(m, np.int64)
     for i in range(len(unit)):
         if unit[i] == pending[0] and t[i] == pending[1]:
             pending[2] |= mask[i]
         else:
-            u, us, flags = pending[0], pending[1], pending[2]
-            if u >= 0 and us >= low:
+            us, flags = pending[1], pending[2]
+            if pending[0] >= 0 and us >= low:
+                own = kept[pending[0]]
                 before[0] = -1
                 for k in range(m):
                     at = k * (k + 1) // 2
                     for j in range(k + 1):
-                        was[j] = reached[u, at + j]
+                        was[j] = own[at + j]
                     if flags & steps[k]:
                         if k == 0:
                             if us <= last_entry:
-                                opens = us <= cut and (not first_only or entries[u, 0] < 0)
-                                if entries[u, 0] < 0:
-                                    entries[u, 0] = us
+                                opens = us <= cut and (not first_only or own[first] < 0)
+                                if own[first] < 0:
+                                    own[first] = us
                                 if opens:
-                                    entries[u, 1] = us
-                                    reached[u, 0] = us
+                                    own[latest] = us
+                                    own[0] = us
                         elif us <= last_step:
-                            if firsts[u, k] < 0:
-                                firsts[u, k] = us
+                            if own[seen + k] < 0:
+                                own[seen + k] = us
                             prior = at - k
-                            opening = before[0] if strictly[k] else reached[u, prior]
-                            previous = before[k - 1] if strictly[k] else reached[u, prior + k - 1]
+                            opening = before[0] if strictly[k] else own[prior]
+                            previous = before[k - 1] if strictly[k] else own[prior + k - 1]
                             if (
                                 opening >= 0
                                 and us - opening <= within
                                 and us - previous <= spans[k]
-                                and (not blocking or blocked[u, k] <= previous)
+                                and (not blocking or own[blocked + k] <= previous)
                             ):
                                 for j in range(k):
-                                    reached[u, at + j] = before[j] if strictly[k] else reached[u, prior + j]
-                                reached[u, at + k] = us
-                                if depth[u] < k + 1 or (depth[u] == k + 1 and best[u, 0] < opening):
-                                    depth[u] = k + 1
+                                    own[at + j] = before[j] if strictly[k] else own[prior + j]
+                                own[at + k] = us
+                                if own[depth] < k + 1 or (own[depth] == k + 1 and own[best] < opening):
+                                    own[depth] = k + 1
                                     for j in range(k + 1):
-                                        best[u, j] = reached[u, at + j]
-                                elif depth[u] == k + 1 and best[u, 0] == opening:
+                                        own[best + j] = own[at + j]
+                                elif own[depth] == k + 1 and own[best] == opening:
                                     for j in range(1, k + 1):
-                                        best[u, j] = min(best[u, j], reached[u, at + j])
+                                        own[best + j] = min(own[best + j], own[at + j])
                     for j in range(k + 1):
                         before[j] = was[j]
                 if blocking:
                     for k in range(m):
                         if flags & blocks[k]:
-                            blocked[u, k] = us
+                            own[blocked + k] = us
             pending[0], pending[1], pending[2] = unit[i], t[i], mask[i]
         if unit[i] >= 0 and low <= t[i] <= last_step:
             for k in range(1, m):
@@ -350,26 +347,20 @@ class RetentionWalk:
         units = self.rows.units
         bounds = np.array([-_FAR if low_us is None else low_us, high_us, as_of_us, int(unbounded)], np.int64)
         ends = np.array(edges[1:], np.int64)
-        t0, seen = np.full(units, -1, np.int64), np.full(units, -1 if unbounded else 0, np.int64)
-        early, rows = np.zeros(units, np.int64), np.zeros(units, np.int64)
+        kept = np.zeros((units, 4), np.int64)
+        kept[:, 0] = -1
         pending = np.array([-1, 0, 0, 0], np.int64)
         loop = _compiled(_retention)
 
         def add(unit: Longs, t: Longs, mask: Longs) -> None:
-            loop(unit, t, mask, bounds, ends, t0, seen, early, rows, pending)
+            loop(unit, t, mask, bounds, ends, kept, pending)
 
         self.rows.walk(catalog, self.query, what, source, add)
         add(*(np.array([v], np.int64) for v in (-1, 0, 0)))
-        begun = np.flatnonzero(t0 >= 0)
-        nothing = rows[begun] == early[begun]
+        begun = np.flatnonzero(kept[:, 0] >= 0)
+        t0, seen, early, rows = np.ascontiguousarray(kept[begun].T)
         self.found = pa.table(
-            {
-                "unit": begun,
-                "t0": t0[begun],
-                "seen": pa.array(seen[begun], mask=nothing),
-                "early": early[begun],
-                "rows": rows[begun],
-            }
+            {"unit": begun, "t0": t0, "seen": pa.array(seen, mask=rows == early), "early": early, "rows": rows}
         )
 
 
@@ -379,13 +370,10 @@ def _retention(
     mask: Longs,
     bounds: Longs,
     ends: Longs,
-    t0: Longs,
-    seen: Longs,
-    early: Longs,
-    rows: Longs,
+    kept: Longs,
     pending: Longs,
 ) -> None:
-    """The loop: plain Python that numba compiles. ``pending`` is (unit, time, mask, rows of activity) of the rows not yet taken:
+    """The loop: plain Python that numba compiles. ``kept`` is (start or -1, what was seen, rows before the start, rows) of each unit, ``pending`` is (unit, time, mask, rows of activity) of the rows not yet taken:
     those of a unit at one time are taken together, since a start counts for all of them."""
     low, high, as_of, unbounded = bounds
     periods = len(ends)
@@ -398,16 +386,17 @@ def _retention(
             pending[2] |= mask[i]
             pending[3] += (mask[i] >> 1) & 1
             continue
-        u, us, n = pending[0], pending[1], pending[3]
-        if u >= 0:
-            if pending[2] & 1 and t0[u] < 0 and low <= us <= high:
-                t0[u] = us
+        us, n = pending[1], pending[3]
+        if pending[0] >= 0:
+            own = kept[pending[0]]
+            if pending[2] & 1 and own[0] < 0 and low <= us <= high:
+                own[0] = us
             if n and us <= as_of:
-                rows[u] += n
-                if t0[u] < 0:
-                    early[u] += n
+                own[3] += n
+                if own[0] < 0:
+                    own[2] += n
                 else:
-                    since = us - t0[u]
+                    since = us - own[0]
                     if even:
                         k = min(since // even, periods)
                     else:
@@ -415,9 +404,9 @@ def _retention(
                         while k < periods and since >= ends[k]:
                             k += 1
                     if unbounded:
-                        seen[u] = k
+                        own[1] = k
                     elif k < periods:
-                        seen[u] |= 1 << k
+                        own[1] |= 1 << k
         pending[0], pending[1], pending[2], pending[3] = unit[i], t[i], mask[i], (mask[i] >> 1) & 1
 
 
