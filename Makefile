@@ -48,8 +48,9 @@ check: $(VENV)/.dev ## format, lint, types, layers
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
-bench: $(BENCH)/.bench ## how far from the raw scan of the same columns
-	$(BENCH)/bin/python benchmarks/run.py
+bench: $(BENCH)/.bench ## how far from the raw scan of the same columns, beside other tools; Spark too after make .venv-spark/.spark
+	$(BENCH)/bin/python benchmarks/scale.py $(if $(wildcard $(SPARK)/.spark),--spark $(SPARK)/bin/python)
+	$(BENCH)/bin/python benchmarks/journeys.py rules markov shapley identity
 
 docs: $(VENV)/.dev ## the published schema and the command-line reference, from the code
 	$(BIN)/payoff schema > docs/payoff.schema.json
