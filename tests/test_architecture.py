@@ -76,6 +76,8 @@ def test_dependencies_are_those_that_are_imported() -> None:
     required = _names(project["dependencies"])
     optional = _names([r for name, extra in project["optional-dependencies"].items() if name != "dev" for r in extra])
     by_name = {"tzdata"}  # zoneinfo loads it
+    by_name |= {"chdb"}  # imported by its name, where a connection asks for it
+    by_name |= {"pyspark"}  # the extra spark-classic: the same module as that of pyspark-client, with Spark itself
     of_another = {"pydantic-core"}  # pydantic pins it exactly, and its documentation imports from it
     assert required | optional == (imported - of_another) | by_name
 
