@@ -252,6 +252,9 @@ os._exit(0)
 
 @contextmanager
 def on_spark(folder: Path, tables: Tables) -> Iterator[Place]:
+    main = sys.modules["__main__"]
+    if not hasattr(main, "__file__"):  # in a worker of xdist, which its client takes for its own tests, and ends
+        main.__file__ = __file__
     try:
         with warnings.catch_warnings():  # of pandas, and of its own old ways
             warnings.simplefilter("ignore")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -241,3 +243,10 @@ def test_a_session_of_the_users_stays_open(connection: SparkConnection, tmp_path
         assert second.row(sql("SELECT count(*) AS n FROM given"), "count") == {"n": 2}
         with pytest.raises(DataError, match="ours"):
             second.fetch(sql("SELECT * FROM ours"), "gone")
+
+
+def test_a_process_without_a_main_file_is_not_ended() -> None:
+    """The client of Spark Connect ends such a process (``python -c``, a pool's worker): it takes it for its own tests."""
+    code = "from payoff.warehouse.engines import spark\nwith spark._quiet():\n    import pyspark.sql.connect\nprint('went on')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "went on\n")

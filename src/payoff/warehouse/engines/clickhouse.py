@@ -300,7 +300,8 @@ def _mod(node: exp.Expr) -> exp.Expr:
 
 
 def _div(node: exp.Expr) -> exp.Expr:
-    return exp.Div(this=node.this, expression=node.expression)
+    # of doubles always: a quotient of decimals is cut at their digits here
+    return exp.Div(this=exp.paren(_call("toFloat64", node.this)), expression=_call("toFloat64", node.expression))
 
 
 def _operator(name: str) -> Macro:

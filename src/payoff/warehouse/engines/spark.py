@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import re
 import socket
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -1102,7 +1103,14 @@ class SparkEngine(Engine):
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what Spark's client writes to the log and warns of: errors are raised, and told in our words."""
+    """Without what Spark's client writes to the log and warns of: errors are raised, and told in our words.
+
+    A process whose main module has no file (``python -c``, a worker of a pool) is taken for one of its own tests there, and ended;
+    one that is called interactive is not.
+    """
+    alone = not hasattr(sys, "ps1") and not hasattr(sys.modules["__main__"], "__file__")
+    if alone:
+        sys.ps1 = ""
     loggers = [logging.getLogger(name) for name in ("SQLQueryContextLogger", "DataFrameQueryContextLogger", "pyspark")]
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings():
@@ -1114,6 +1122,8 @@ def _quiet() -> Iterator[None]:
         finally:
             for logger, level in zip(loggers, levels, strict=True):
                 logger.setLevel(level)
+            if alone and hasattr(sys, "ps1"):
+                del sys.ps1
 
 
 def _quoted(name: str) -> str:
