@@ -292,7 +292,7 @@ def _signed(node: exp.Expr) -> exp.Expr:
 
 
 def _int_div(node: exp.Expr) -> exp.Expr:
-    return _call("intDiv", _signed(node.left), _signed(node.right))  # type: ignore[attr-defined]
+    return _call("intDiv", _signed(node.this), _signed(node.args["expression"]))
 
 
 def _mod(node: exp.Expr) -> exp.Expr:
