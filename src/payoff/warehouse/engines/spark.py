@@ -1061,7 +1061,9 @@ class SparkEngine(Engine):
                     while wait([running], timeout=0.2).not_done:
                         self.tell(what, source, self._share if self._remote else self._share_of_tasks())
                     return running.result()
-                except Exception as error:
+                except (TypeError, AttributeError, NameError, AssertionError):  # a fault of ours is not one of the data
+                    raise
+                except Exception as error:  # as above: of many classes
                     raise self._translated(error, what, source) from error
                 except BaseException:
                     while wait([running], timeout=0.3).not_done:
