@@ -90,15 +90,7 @@ class Exposures:
     def sorted(self) -> Exposures:
         """The same exposures in the order that a pass needs. Units below zero, which have no rows, are left out."""
         known = np.flatnonzero(self.unit >= 0)
-        if not len(known):
-            return self.take(known)
-        unit, t0 = self.unit[known], self.t0[known]
-        first, last = int(t0.min()), int(t0.max())
-        if (int(unit.max()) + 1) * (last - first + 1) < NEVER:  # one number tells both, and is sorted in half the time
-            order = np.argsort(unit * (last - first + 1) + (t0 - first))
-        else:
-            order = np.lexsort((t0, unit))
-        return self.take(known[order])
+        return self.take(known[order(self.unit[known], self.t0[known])])
 
     def take(self, rows: NDArray[Any]) -> Exposures:
         anchors = {name: times[rows] for name, times in self.anchors.items()}
@@ -405,7 +397,7 @@ class Walk:
         unit, t, mask = (_longs(batch.column(i)) for i in range(3))
         held = [batch.column(i).to_numpy() for i in range(3, batch.num_columns)]
         values = np.stack(held) if len(held) > 1 else np.reshape(held, (len(held), len(unit)))
-        compiled()(
+        compiled(_walk)(
             unit, t, mask, values, self._start, self._x, self._t0, self._anchors, self._folds, self._back, self._reach,
             rows, cells, cells.view(np.float64), self._at,
         )  # fmt: skip
@@ -420,15 +412,40 @@ def _longs(values: Any) -> Longs:
     return np.asarray(values.to_numpy(), np.int64)
 
 
+def order(unit: NDArray[Any], t0: Longs) -> Longs:
+    """The places of exposures (n,) by unit, and those of one unit by time, equal times as they come. Units are numbers from -1."""
+    places: Longs = compiled(_order)(unit, t0, int(unit.max(initial=-1)) + 2)
+    return places
+
+
 @cache
-def compiled() -> Callable[..., None]:
-    """The loop as machine code, which is kept beside the source for the next process."""
+def compiled(loop: Callable[..., Any]) -> Callable[..., Any]:
+    """A loop as machine code, which is kept beside the source for the next process."""
     import numba
 
     try:
-        return numba.njit(nogil=True, cache=True)(_walk)
+        return numba.njit(nogil=True, cache=True)(loop)
     except RuntimeError:  # there is no folder to keep it in
-        return numba.njit(nogil=True)(_walk)
+        return numba.njit(nogil=True)(loop)
+
+
+def _order(unit: NDArray[Any], t0: Longs, many: int) -> Longs:
+    """Plain Python that numba compiles: units are counted, and put where their count begins; a unit has few exposures."""
+    ends = np.zeros(many + 1, np.int64)
+    for u in unit:
+        ends[u + 2] += 1
+    for u in range(many):
+        ends[u + 1] += ends[u]
+    starts = ends[:many].copy()
+    out = np.empty(len(unit), np.int64)
+    for i in range(len(unit)):
+        at = ends[unit[i] + 1]
+        ends[unit[i] + 1] += 1
+        while at > starts[unit[i] + 1] and t0[out[at - 1]] > t0[i]:
+            out[at] = out[at - 1]
+            at -= 1
+        out[at] = i
+    return out
 
 
 def _walk(

@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from payoff.warehouse.prepared import Prepared, Segment
 
 _PLACE = "file_row_number"
-VERSION = 1
+VERSION = 2
 """Of what the state holds and how it is folded: another number makes every state anew."""
 UNUSED_DAYS = 30
 """A state that no run has used for so long is swept."""
@@ -376,7 +376,8 @@ def unpack(data: np.ndarray) -> np.ndarray:
 
 _NEVER = np.iinfo(np.int64).max
 """A time that no row has."""
-_MOST_ARMS = 10_000
+_MOST_ARMS, _MOST_ROWS = 10_000, 2**31 - 1
+"""Of arms that are told apart, and of a unit's rows in one experiment."""
 _FEW = 0.05
 """A share of the exposures: the rows of fewer are looked for, those of more are met by reading all."""
 
@@ -524,6 +525,8 @@ class Refresh:
         if self._fresh and sum(c.nbytes for c in held.columns.values()) > self._engine.memory() / 2:
             raise _TooMany
         self._number()
+        if self._fresh:
+            self._arrange()
         for scan in self._scans:
             self._fold(scan)
         for key, of in self._prepared.items():
@@ -552,12 +555,10 @@ class Refresh:
         """A state of no segment."""
         self._fresh, self._why = True, why
         columns: dict[str, Any] = {"x": np.int16, "unit": np.int32, "t0": np.int64, "lo": np.int32, "hi": np.int32}
-        columns |= dict.fromkeys(("n", "no_time", "no_arm"), np.int64)
+        columns |= dict.fromkeys(("n", "no_time", "no_arm"), np.int32)
         for scan in self._scans:
             columns |= {f"{scan.table}_unit": np.int32, f"{scan.table}_t0": np.int64}
         made = Held(0, {name: np.empty(0, kind) for name, kind in columns.items()})
-        for scan in self._scans:
-            made.columns[f"{scan.table}_cells"] = Accumulators.empty(self._folds[scan.table][0], 0).cells
         made.facts = {"segments": {key: {} for key in self._prepared}}
         made.facts |= {"arms": [], "units": {}, "looks": {}, "moments": {}, "counts": []}
         return made
@@ -599,38 +600,39 @@ class Refresh:
             return
         held = self._held
         x, unit = found["x"].to_numpy().astype(np.int16), found["unit"].to_numpy()
-        places = _Places(held, exposure.experiments, unit)
         rows = np.full(len(x), -1, np.int64)
-        for one in exposure.experiments:
-            mine = np.flatnonzero(x == one)
-            rows[mine] = places.of(one, unit[mine])
-        new = np.flatnonzero(rows < 0)
-        first = held.rows
-        held.grow(len(new))
-        rows[new] = np.arange(first, held.rows)
-        for name, empty in self._blank().items():
-            held.columns[name][first : held.rows] = empty
-        for scan in self._scans:
-            held.columns[f"{scan.table}_cells"][first : held.rows] = Accumulators.empty(
-                self._folds[scan.table][0], 1
-            ).cells
-        held.columns["x"][rows[new]], held.columns["unit"][rows[new]] = x[new], unit[new]
-        self._touch(rows)
-        c = held.columns
+        if np.isin(held.column("x"), exposure.experiments).any():
+            places = _Places(held, exposure.experiments, unit)
+            for one in exposure.experiments:
+                mine = np.flatnonzero(x == one)
+                rows[mine] = places.of(one, unit[mine])
         t0 = pc.fill_null(found["t0"], _NEVER).to_numpy()
-        c["t0"][rows] = np.minimum(c["t0"][rows], t0)
-        for name in ("n", "no_time", "no_arm"):
-            c[name][rows] += found[name].to_numpy().astype(np.int64)
+        counted = {name: found[name].to_numpy().astype(np.int64) for name in ("n", "no_time", "no_arm")}
         lo, hi = self._codes(found["lo"]), self._codes(found["hi"])
-        rank = self._ranks()
-        for name, code, lower in (("lo", lo, True), ("hi", hi, False)):
-            mine = c[name][rows]
+        known, new = np.flatnonzero(rows >= 0), np.flatnonzero(rows < 0)
+        rows = rows[known]
+        self._touch(rows)
+        for name, n in counted.items():
+            n[known] += held.columns[name][rows]
+            if len(n) and n.max() > _MOST_ROWS:
+                raise _TooMany
+        c, rank = held.columns, self._ranks()
+        c["t0"][rows] = np.minimum(c["t0"][rows], t0[known])
+        for name, n in counted.items():
+            c[name][rows] = n[known]
+        for name, codes, lower in (("lo", lo, True), ("hi", hi, False)):
+            code, mine = codes[known], c[name][rows]
             better = rank[code] < rank[mine] if lower else rank[code] > rank[mine]
             c[name][rows] = np.where((code >= 0) & ((mine < 0) | better), code, mine)
+        first = held.rows
+        held.grow(len(new))
+        added = {"x": x, "unit": unit, "t0": t0, "lo": lo, "hi": hi, **counted}
+        for name, empty in self._blank().items():
+            held.columns[name][first : held.rows] = added[name][new] if name in added else empty
 
     def _blank(self) -> dict[str, Any]:
+        """What is in a row of which nothing is known yet."""
         out: dict[str, Any] = dict.fromkeys(self._held.columns, 0)
-        out |= {"t0": _NEVER, "lo": -1, "hi": -1}
         for scan in self._scans:
             out |= {f"{scan.table}_unit": -1, f"{scan.table}_t0": _NEVER}
         return out
@@ -688,6 +690,24 @@ class Refresh:
                 missing, found = missing[found >= 0], found[found >= 0]
                 self._touch(missing)
                 held.columns[name][missing] = found
+
+    def _arrange(self) -> None:
+        """Rows by experiment, and in each in the order in which a walk meets their units: what lies together is read together.
+
+        Only then is there room for their values, which are most of a row: it is not copied about.
+        """
+        held = self._held
+        unit = held.column(f"{self._scans[0].table}_unit" if self._scans else "unit")
+        x, none = held.column("x"), np.zeros(held.rows, np.int64)
+        parts = [np.flatnonzero(x == one) for one in np.unique(x)]
+        if parts:
+            order = np.concatenate([part[fused.order(unit[part], none[part])] for part in parts])
+            for values in held.columns.values():
+                values[: held.rows] = values[order]
+        for scan in self._scans:
+            empty = Accumulators.empty(self._folds[scan.table][0], 1).cells
+            assert not empty.any()  # no count and no sum begins elsewhere
+            held.columns[f"{scan.table}_cells"] = np.zeros((held.rows, empty.shape[1]), np.int64)
 
     def _link(self, exposure: Exposure, scan: Scan, ours: Prepared, theirs: Prepared) -> np.ndarray:
         """Our unit's number -> theirs, -1 where they have it not."""
@@ -783,7 +803,8 @@ class Refresh:
         rows = np.flatnonzero(anew | dropped)
         self._touch(rows)
         at[rows] = np.where(anew[rows], c["t0"][rows], _NEVER)
-        cells[rows] = Accumulators.empty(folds, 1).cells
+        if not self._fresh:  # they are empty still
+            cells[rows] = Accumulators.empty(folds, 1).cells
         self.recounted += int(anew.sum())
         added = set(change.added)
         back = min(f.low or 0 for f in folds)
@@ -1027,7 +1048,7 @@ class Refresh:
             known = None
         names = list(dict.fromkeys(name for family in step.families for name in family))
         families = [tuple(names.index(name) for name in family) for family in step.families]
-        mine = held.column("x") == x
+        mine = _together(np.flatnonzero(held.column("x") == x))
         if known is None:
             sums, found = self._sum_up(step, {n: held.column(n)[mine] for n in self._kept()}, names, families)
         else:
@@ -1035,7 +1056,7 @@ class Refresh:
             moved = [sorted((a, b)) for n, b in cutoffs.items() if b is not None and (a := known["cutoffs"][n]) != b]
             for low, high in moved:  # the windows of these are over now, or were
                 changed |= (held.column("t0") > low) & (held.column("t0") <= high)
-            rows = np.flatnonzero(mine & changed)
+            rows = np.flatnonzero((held.column("x") == x) & changed)
             old = Facts({n: None if at is None else exp.convert(at) for n, at in known["cutoffs"].items()}, facts.caps)
             were = {n: held.columns[n][rows[rows < self._before]] for n in self._kept()}
             self._as_they_were(rows[rows < self._before], were)
@@ -1045,7 +1066,7 @@ class Refresh:
             whole = {row["arm"]: row for row in known["rows"]}
             moved_rows = _moved(whole, {r["arm"]: r for r in gone}, {r["arm"]: r for r in came})
             if moved_rows is None:  # an extreme is gone, and which is the next one only all units tell
-                self._tables({n: c[n][: held.rows][mine] for n in self._kept()})
+                self._tables({n: held.column(n)[mine] for n in self._kept()})
                 moved_rows = self._counted_by_arm(step)
             found = moved_rows
         exposed = self.counts(x)[1]
@@ -1124,6 +1145,13 @@ class Refresh:
             return f"full: {self._why}; {segments:,} segments read{unkept}"
         new = sum(len(c.added) + len(c.late) + len(c.changed) for c in self._changes.values())
         return f"refresh: {new:,} new segments of {segments:,}; {self.recounted:,} units recomputed{unkept}"
+
+
+def _together(rows: np.ndarray) -> np.ndarray | slice:
+    """Sorted rows as a slice, which is read where it lies, where they are all that is between the first and the last."""
+    if len(rows) and rows[-1] - rows[0] + 1 == len(rows):
+        return slice(int(rows[0]), int(rows[-1]) + 1)
+    return rows
 
 
 def _numbered(cutoffs: Mapping[str, int | None]) -> dict[str, int | None]:
