@@ -264,7 +264,7 @@ class ArmsReader:
         self.steps += _with_rows(step)
         rows: list[dict[str, Any]] = engine.fetch(step.query, step.name).to_pylist()
         if isinstance(step, Summed) and step.rows is not None:
-            rows = step.complete(rows, engine.fetch(step.rows.query, step.rows.name))
+            rows = step.complete(rows, engine.fetch(step.rows.query, step.rows.name), engine.threads())
         return rows
 
     def _span(
@@ -608,7 +608,7 @@ class ArmsReader:
         crosses: dict[tuple[str, str], dict[str, Moments]] = {pair: {} for pair in units.crosses}
         names = list(facts.segments)
         for step, metrics, keys in self._moments_of(units, facts, kept):
-            for row in self._finite(need, step, self._again(units, facts)):
+            for row in self._finite(need, step, self._again(units, facts, step)):
                 key = next((k for k in keys if row[k] is not None), None)
                 for metric in metrics:
                     if key is None:
@@ -770,18 +770,19 @@ class ArmsReader:
         refresh = self._refreshed.get(self._layout.needs[x].entity)
         return refresh if refresh is not None and refresh.sums(x) else None
 
-    def _again(self, units: Units, facts: Facts) -> Callable[[], list[dict[str, Any]]] | None:
-        """The rows of the statement of an experiment's moments from sums that are kept."""
+    def _again(self, units: Units, facts: Facts, step: Step) -> Callable[[], list[dict[str, Any]]] | None:
+        """The rows of ``step``, the statement of an experiment's moments, from sums that are kept."""
         summed = self._summed(units.x)
         if summed is None:
             return None
+        assert isinstance(step, Summed)
 
         def make(facts: Facts) -> Summed:
             ((step, _, _),) = self._moments_of(units, facts, False)
             assert isinstance(step, Summed)
             return step
 
-        return lambda: summed.moments(units.x, make, facts)
+        return lambda: summed.moments(units.x, step, make, facts)
 
     def _finite(
         self, need: ArmsNeed, step: Step, kept: Callable[[], list[dict[str, Any]]] | None = None

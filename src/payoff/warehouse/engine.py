@@ -186,6 +186,10 @@ class Engine(ABC):
         """The bytes that the engine may use, beyond which long passes are split."""
         return 1 << 62
 
+    def threads(self) -> int:
+        """How many threads what is worked out beside the engine may use."""
+        return 1
+
     def stamp(self, connection: str) -> str:
         """What tells that a connection's data may have changed, where the engine knows without reading; else empty."""
         return ""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import cast
 
 import sqlglot
@@ -29,14 +29,18 @@ class ExpressionError(ValueError):
         super().__init__(message)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Query:
-    """A bound SELECT, in DuckDB's dialect until an engine has translated it. ``render`` gives its text."""
+    """A bound SELECT, in DuckDB's dialect until an engine has translated it. Its tree is not changed any more."""
 
     tree: exp.Query
     dialect: str = "duckdb"
 
     def render(self) -> str:
+        return self._text
+
+    @cached_property
+    def _text(self) -> str:
         return self.tree.sql(dialect=self.dialect, pretty=True)
 
 

@@ -43,7 +43,7 @@ from payoff.warehouse.prepared import UNIT
 from payoff.warehouse.query import Query, column, fragment, sql
 from payoff.warehouse.sources import View
 from payoff.warehouse.statements import Statements, Step
-from payoff.warehouse.units import Facts, Summed, placeholder
+from payoff.warehouse.units import Facts, Summed
 
 if TYPE_CHECKING:
     from payoff.warehouse.prepared import Prepared, Segment
@@ -1025,28 +1025,26 @@ class Refresh:
             and all(before.fold != "mean" for metric in need.metrics for before in metric.before)
         )
 
-    def moments(self, x: int, make: Callable[[Facts], Summed], facts: Facts) -> list[dict[str, Any]]:
-        """The rows of the statement of moments that ``make`` gives, of an experiment whose moments are ``sums``.
+    def moments(self, x: int, step: Summed, make: Callable[[Facts], Summed], facts: Facts) -> list[dict[str, Any]]:
+        """The rows of ``step``, the statement of moments of an experiment whose moments are ``sums``; ``make`` gives it of other facts.
 
         Those of units that are not as they were are taken back, as they were, and added as they are. Raises ValueError where a
         value is not finite or a variance too large.
         """
         held, c = self._held, self._held.columns
-        step = make(facts)
         cutoffs = {name: None if at is None else int(at.sql()) for name, at in facts.cutoffs.items()}
-        shape = Facts({n: None if at is None else placeholder(f"cutoff_{at}") for n, at in _numbered(cutoffs).items()})
-        shape.caps = facts.caps
-        like = make(shape)
-        assert step.rows is not None and like.rows is not None
-        mark = hashlib.sha256(f"{like.query.render()} {like.rows.query.render()}".encode()).hexdigest()
+        assert step.rows is not None
+        mark = f"{list(_numbered(cutoffs).items())} {step.query.render()} {step.rows.query.render()}"
+        for place, at in enumerate(cutoffs.values()):
+            mark = mark if at is None else mark.replace(str(at), f"$cutoff_{place}")
+        mark = hashlib.sha256(mark.encode()).hexdigest()
         known = held.facts["moments"].get(str(x))
         if known is not None and known["mark"] != mark:
             known = None
-        names = list(dict.fromkeys(name for family in step.families for name in family))
-        families = [tuple(names.index(name) for name in family) for family in step.families]
+        names, families = step.summed
         mine = _together(np.flatnonzero(held.column("x") == x))
         if known is None:
-            sums, found = self._sum_up(step, {n: held.column(n)[mine] for n in self._kept()}, names, families)
+            sums, found = self._sum_up(step, {n: held.column(n)[mine] for n in self._kept()})
         else:
             changed = self._changed.copy()
             moved = [sorted((a, b)) for n, b in cutoffs.items() if b is not None and (a := known["cutoffs"][n]) != b]
@@ -1056,8 +1054,8 @@ class Refresh:
             old = Facts({n: None if at is None else exp.convert(at) for n, at in known["cutoffs"].items()}, facts.caps)
             were = {n: held.columns[n][rows[rows < self._before]] for n in self._kept()}
             self._as_they_were(rows[rows < self._before], were)
-            before, gone = self._sum_up(make(old) if moved else step, were, names, families)
-            after, came = self._sum_up(step, {n: c[n][rows] for n in self._kept()}, names, families)
+            before, gone = self._sum_up(make(old) if moved else step, were)
+            after, came = self._sum_up(step, {n: c[n][rows] for n in self._kept()})
             sums = ExactMoments.from_dict(len(names), families, known["sums"]).retract(before).merge(after)
             whole = {row["arm"]: row for row in known["rows"]}
             moved_rows = _moved(whole, {r["arm"]: r for r in gone}, {r["arm"]: r for r in came})
@@ -1087,24 +1085,13 @@ class Refresh:
             for name, old in values.items():
                 c[name][at[there]] = old[there]
 
-    def _sum_up(
-        self,
-        step: Summed,
-        c: Mapping[str, np.ndarray],
-        names: Sequence[str],
-        families: Sequence[tuple[int, ...]],
-    ) -> tuple[ExactMoments, list[dict[str, Any]]]:
+    def _sum_up(self, step: Summed, c: Mapping[str, np.ndarray]) -> tuple[ExactMoments, list[dict[str, Any]]]:
         """The sums over some rows, by the number of their arm, and the row of each arm."""
         self._tables(c)
         assert step.rows is not None
         found = self._counted_by_arm(step)
         values = self._engine.fetch(self._side_by_side(step.rows.query), step.rows.name)
-        columns = np.empty((values.num_rows, len(names)), order="F")
-        for i, name in enumerate(names):
-            columns[:, i] = values[name].to_numpy()
-            if np.isnan(columns[:, i]).sum() != values[name].null_count:
-                raise ValueError(f"{name} holds values that are not numbers")
-        return ExactMoments(len(names), families).add(columns, self._codes(values["arm"])), found
+        return step.sum_up(values, self._codes(values["arm"]), self._engine.threads()), found
 
     def _counted_by_arm(self, step: Step) -> list[dict[str, Any]]:
         rows = self._engine.fetch(self._side_by_side(step.query), step.name).to_pylist()

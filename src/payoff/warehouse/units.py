@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -33,6 +34,8 @@ MOST_CLASSES = 50
 """Segments of one attribute at most: more would be as many groups to return, and no reader."""
 MOST_COLUMNS = 20
 """Classes of a covariate that are told apart; the rest are taken together."""
+_ROWS = 16_384
+"""Rows that are summed at a time: few enough to stay in a processor's cache."""
 _DAY_US = 86_400_000_000.0
 _FIRST_US = -62_135_596_800_000_000
 """The year 1."""
@@ -82,28 +85,54 @@ class Summed(Step):
     families: tuple[tuple[str, ...], ...] = ()
     groupings: tuple[tuple[str, ...], ...] = ()
 
-    def complete(self, found: list[dict[str, Any]], values: pa.Table) -> list[dict[str, Any]]:
+    @property
+    def summed(self) -> tuple[list[str], list[tuple[int, ...]]]:
+        """The columns of ``rows`` whose moments are wanted, and the families by their places among them."""
+        names = list(dict.fromkeys(name for family in self.families for name in family))
+        at = {name: i for i, name in enumerate(names)}
+        return names, [tuple(at[name] for name in family) for family in self.families]
+
+    def complete(self, found: list[dict[str, Any]], values: pa.Table, threads: int) -> list[dict[str, Any]]:
         """The rows of the statement with the moments that it leaves out, under the names that they have in SQL.
 
         Raises ValueError where a value is not finite or a variance too large.
         """
-        names = list(dict.fromkeys(name for family in self.families for name in family))
-        at = {name: i for i, name in enumerate(names)}
-        families = [tuple(at[name] for name in family) for family in self.families]
+        _, families = self.summed
         keys = list(dict.fromkeys(key for grouping in self.groupings for key in grouping))
         by_key = {tuple(row[key] for key in keys): row for row in found}
-        columns = np.empty((len(names), values.num_rows))
-        for i, name in enumerate(names):
-            columns[i] = values[name].to_numpy()
-            if np.isnan(columns[i]).sum() != values[name].null_count:
-                raise ValueError(f"{name} holds values that are not numbers")
         for grouping in self.groupings:
             told, codes = _groups([values[key] for key in grouping])
-            sums = ExactMoments(len(names), families).add(columns.T, codes)
+            sums = self.sum_up(values, codes, threads)
             for group in sums.groups:
                 row = by_key[tuple(dict(zip(grouping, told[group], strict=True)).get(key) for key in keys)]
                 row |= self.told(sums, group, families)
         return found
+
+    def sum_up(self, values: pa.Table, codes: np.ndarray, threads: int) -> ExactMoments:
+        """The sums over ``values``, by the code of each row's group. They are exact, so that threads may share the rows.
+
+        Raises ValueError where a value is not finite.
+        """
+        names, families = self.summed
+
+        def part(places: Sequence[int]) -> ExactMoments:
+            sums = ExactMoments(len(names), families)
+            for low in places:
+                rows = values.slice(low, _ROWS)
+                columns = np.empty((len(names), rows.num_rows))
+                for i, name in enumerate(names):
+                    columns[i] = rows[name].to_numpy()
+                    if np.isnan(columns[i]).sum() != rows[name].null_count:
+                        raise ValueError(f"{name} holds values that are not numbers")
+                sums.add(columns.T, codes[low : low + _ROWS])
+            return sums
+
+        places = range(0, values.num_rows, _ROWS)
+        with ThreadPoolExecutor(threads) as pool:
+            first, *others = pool.map(part, [places[n::threads] for n in range(threads)])
+        for other in others:
+            first.merge(other)
+        return first
 
     def told(self, sums: ExactMoments, group: int, families: Sequence[tuple[int, ...]]) -> dict[str, Any]:
         """The moments of a group under the names that they have in SQL. Raises ValueError where a variance is too large."""

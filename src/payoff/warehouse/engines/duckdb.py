@@ -141,6 +141,10 @@ class DuckDBEngine(Engine):
         into = exp.to_identifier(table, quoted=True).sql("duckdb")
         self._run(f"INSERT INTO {into} {query.render()}", what, source)
 
+    def threads(self) -> int:
+        """How many threads the engine may use."""
+        return int(self._connection.execute("SELECT current_setting('threads')").fetchall()[0][0])
+
     def stream(self, query: Query, what: str, source: str | None = None) -> Iterator[pa.RecordBatch]:
         """The rows of a SELECT over files alone, batch by batch, in the order in which the files are named and hold them.
 
