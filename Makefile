@@ -30,7 +30,8 @@ help: ## this list
 demo: $(VENV)/.core ## a simulated company, measured: the claims in the terminal, the report as a page
 	$(BIN)/payoff demo
 
-test: check ## make check, then the tests
+test: check ## make check, then the tests; PostgreSQL is installed for them where it may be
+	@sh tests/postgresql.sh
 	$(BIN)/python -m pytest -n $(WORKERS)
 
 test-slow: $(VENV)/.dev $(SPARK)/.spark ## simulations over many worlds with known truth, and a Spark cluster that loses a worker

@@ -136,7 +136,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
                         cursor.executemany("INSERT INTO rows VALUES (%s)", [(s,) for s in TEXTS])
             yield url
     except NotHere as error:
-        pytest.fail(str(error)) if os.environ.get("CI") else pytest.skip(str(error))
+        why = f"postgres was not executed: {error}"
+        pytest.fail(why) if os.environ.get("CI") else pytest.skip(why)
 
 
 @pytest.fixture
