@@ -108,12 +108,13 @@ class Dialect:
 
     def text(self, tree: exp.Query, step: str = "a statement") -> str:
         """The statement's text. Raises CannotRun."""
+        return self.write(self.translate(tree, step), step)
+
+    def write(self, tree: exp.Query, step: str = "a statement") -> str:
+        """The text of a statement that is translated already. Raises CannotRun."""
+        level = ErrorLevel.IGNORE if self.native else ErrorLevel.RAISE
         try:
-            return self.translate(tree, step).sql(
-                dialect=self.writer,
-                pretty=True,
-                unsupported_level=ErrorLevel.IGNORE if self.native else ErrorLevel.RAISE,
-            )
+            return tree.sql(dialect=self.writer, pretty=True, unsupported_level=level)
         except SqlglotError as error:
             raise CannotRun(self.name, step, str(error).split("\n")[0]) from None
 

@@ -60,18 +60,16 @@ class Engine(ABC):
 
     def text(self, query: Query, what: str = "a statement") -> str:
         """The statement as it is sent."""
-        if self.dialect.native:
-            return query.render()
-        key = query.render()
-        if key not in self._texts:  # it is checked, sent and told, and a translation takes longer than many a statement
-            self._texts[key] = self.dialect.text(query.tree, what)
-        return self._texts[key]
+        return query.render() if self.dialect.native else self._written(query, what)[1]
 
-    def _rewritten(self, query: Query, what: str) -> Query:
+    def _written(self, query: Query, what: str) -> tuple[Query, str]:
+        """A statement in the engine's own SQL, with its text: it is checked, sent and told, and writing it takes longer than many a statement."""
+        query = self.resolved(query)
         key = query.render()
-        if key not in self._trees:
-            self._trees[key] = Query(self.dialect.translate(query.tree, what), self.dialect.writer)
-        return self._trees[key]
+        if key not in self._translations:
+            tree = self.dialect.translate(query.tree, what)
+            self._translations[key] = Query(tree, self.dialect.writer), self.dialect.write(tree, what)
+        return self._translations[key]
 
     def check(self, steps: Iterable[Step]) -> None:
         """That every statement of a plan has a form here. Raises CannotRun; nothing is sent."""
@@ -81,21 +79,23 @@ class Engine(ABC):
 
     def as_sent(self, step: Step) -> Step:
         """A step as it was executed here."""
-        if self.dialect.native:
-            return step
-        return replace(step, query=self._rewritten(step.query, step.name))
+        return step if self.dialect.native else replace(step, query=self._sent_as(step.query, step.name))
 
     def sent(self, text: str, what: str) -> str:
         """The text of a statement in our own SQL as it was executed here."""
         if self.dialect.native:
             return text
         query, table = parsed_query(text)
-        out = self._rewritten(query, what)
+        out = self._sent_as(query, what)
         return out.render() if table is None else keeping(table, out)
+
+    def _sent_as(self, query: Query, what: str) -> Query:
+        """As it was sent, whose tables may be gone by now; as it would be, where it was not."""
+        return self._sent.get(query.render()) or self._written(query, what)[0]
 
     def fetch(self, query: Query, what: str, source: str | None = None) -> pa.Table:
         """Run a SELECT."""
-        self._before(query)
+        self._before(query, what)
         return self._select(self.text(query, what), what, source)
 
     def row(self, query: Query, what: str, source: str | None = None) -> dict[str, Any]:
@@ -105,17 +105,19 @@ class Engine(ABC):
 
     def keep(self, table: str, query: Query, what: str, source: str | None = None) -> None:
         """Keep the rows of a SELECT in a temporary table of this session."""
-        self._before(query)
+        self._before(query, what)
         self._create(table, query, what, source)
 
     def append(self, table: str, query: Query, what: str, source: str | None = None) -> None:
         """Add the rows of a SELECT to a table that ``keep`` made of the same columns."""
-        self._before(query)
+        self._before(query, what)
         self._insert(table, query, what, source)
 
-    def _before(self, query: Query) -> None:
+    def _before(self, query: Query, what: str) -> None:
         if self.ready is not None:
             self.ready(query.tree)
+        if not self.dialect.native:
+            self._sent[query.render()] = self._written(query, what)[0]
 
     def tell(self, what: str, source: str | None, share: float | None) -> None:
         """Say how far a statement is: its step, how many rows of which source it goes through, and how fast."""
@@ -134,11 +136,11 @@ class Engine(ABC):
     # ---------------------------------------------------------------- what an engine's file gives
 
     @cached_property
-    def _texts(self) -> dict[str, str]:
+    def _translations(self) -> dict[str, tuple[Query, str]]:
         return {}
 
     @cached_property
-    def _trees(self) -> dict[str, Query]:
+    def _sent(self) -> dict[str, Query]:
         return {}
 
     @cached_property
@@ -166,6 +168,10 @@ class Engine(ABC):
     @abstractmethod
     def place(self, connection: str, parts: Sequence[str]) -> exp.Table:
         """The table that ``parts`` (its name, or schema and name) mean at a connection."""
+
+    def resolved(self, query: Query) -> Query:
+        """A statement of ours, before it is translated, with what the engine knows of the tables that were kept."""
+        return query
 
     def settled(self, select: exp.Query, columns: Mapping[str, str]) -> exp.Query:
         """A source's relation as statements read it; ``columns`` are its own, with their types. The same columns come out."""

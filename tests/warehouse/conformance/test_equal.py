@@ -82,12 +82,7 @@ def test_plans_before_it_runs_are_equal(name: str, engine: str, place_of: Start,
 
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("name", ["programme", "ids", "one_row", "sessions"])
-def test_what_the_doctor_finds_is_equal(
-    name: str, engine: str, place_of: Start, tmp_path: Path, request: pytest.FixtureRequest
-) -> None:
-    if (name, engine) == ("ids", "spark"):
-        why = "Sail counts no column twice in one statement, which the doctor does where a unit's id is the row's"
-        request.applymarker(pytest.mark.xfail(strict=True, reason=why))
+def test_what_the_doctor_finds_is_equal(name: str, engine: str, place_of: Start, tmp_path: Path) -> None:
     here, there = (
         [f.to_dict() for f in project_on(place_of(e), name, tmp_path / e).doctor()] for e in ("duckdb", engine)
     )

@@ -167,6 +167,26 @@ def test_groups_by_all_and_what_is_left_of_a_star(engine: SparkEngine) -> None:
     assert on_duckdb(query) == engine.fetch(query, "groups").to_pylist()
 
 
+@pytest.mark.parametrize(
+    "select",
+    [
+        "count(*) AS n, count(CAST(s AS VARCHAR)) AS a, count(u) AS b, count(CAST(u AS VARCHAR)) AS c, count(DISTINCT u) AS d",
+        "count(u) AS a, count(CAST(u AS VARCHAR)) AS b, count(CAST(rows.u AS DOUBLE)) AS c",
+        "count(DISTINCT u) AS a, count(DISTINCT CAST(u AS VARCHAR)) AS b",
+        "min(CAST(u AS VARCHAR)) AS a, min(u) AS b, max(u) AS c, max(CAST(u AS DOUBLE)) AS d",
+        "sum(CAST(n AS DOUBLE)) + sum(n) AS a, sum(n) AS b",
+        "count(n) FILTER (WHERE u < 3) AS a, count(CAST(n AS VARCHAR)) FILTER (WHERE u < 3) AS b, count(n) AS c",
+        "arg_max(CAST(u AS DOUBLE), n) AS a, arg_max(u, n) AS b",
+    ],
+)
+def test_aggregates_that_differ_by_casts_stand_side_by_side(select: str, engine: SparkEngine) -> None:
+    rows = sql("SELECT * FROM stored WHERE n IS NULL OR n < 100", stored=sql(ROWS))
+    engine.keep("casts", rows, "keep")
+    read = sql(f"SELECT {select} FROM rows", rows=sql("SELECT * FROM (SELECT n, u, s FROM casts) AS rows"))
+    ours = sql(f"SELECT {select} FROM rows", rows=rows)
+    assert on_duckdb(ours) == engine.fetch(read, "side by side").to_pylist()
+
+
 def test_buckets_are_those_of_duckdb(engine: SparkEngine) -> None:
     query = sql("SELECT s, $b AS b FROM rows ORDER BY s", b=bucket(column("s"), 97), rows=sql(ROWS))
     assert on_duckdb(query) == engine.fetch(query, "buckets").to_pylist()

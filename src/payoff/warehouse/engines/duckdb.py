@@ -25,7 +25,7 @@ from payoff.errors import ConnectionFailed, DataError
 from payoff.spec.nouns import DuckDBConnection
 from payoff.warehouse.dialect import Dialect
 from payoff.warehouse.engine import Engine, Progress
-from payoff.warehouse.query import Query, sql
+from payoff.warehouse.query import Query, keeping, sql
 
 T = TypeVar("T")
 _BATCH, _AHEAD = 131_072, 4
@@ -129,13 +129,7 @@ class DuckDBEngine(Engine):
         return self._watched(lambda: self._connection.sql(text).to_arrow_table(), what, source)
 
     def _create(self, table: str, query: Query, what: str, source: str | None) -> None:
-        statement = exp.Create(
-            this=exp.to_table(table),
-            kind="TABLE",
-            expression=query.tree.copy(),
-            properties=exp.Properties(expressions=[exp.TemporaryProperty()]),
-        ).sql("duckdb", pretty=True)
-        self._run(statement, what, source)
+        self._run(keeping(table, query), what, source)
 
     def _insert(self, table: str, query: Query, what: str, source: str | None) -> None:
         into = exp.to_identifier(table, quoted=True).sql("duckdb")

@@ -11,12 +11,15 @@ import logging
 import re
 import socket
 import sys
+import time
+import uuid
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, wait
 from contextlib import contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
+from threading import Thread
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 from urllib.parse import urlsplit
 
@@ -363,6 +366,41 @@ def _unfiltered_windows(tree: exp.Query) -> exp.Query:
                 raise NoForm("FILTER over a window")
             aggregate.set("this", exp.Case().when(kept.copy(), of.copy()))
             window.set("this", aggregate)
+    return tree
+
+
+def _told_apart(tree: exp.Query) -> exp.Query:
+    """Aggregates of one SELECT that differ by casts alone, which Sail calls by one name and then refuses: another form of the second.
+
+    ``count(CAST(x AS STRING))`` beside ``count(x)`` is ``count(CASE WHEN CAST(x AS STRING) IS NOT NULL THEN CAST(x AS STRING) END)``.
+    """
+    for select in tree.find_all(exp.Select):
+        alike: dict[str, list[str]] = {}
+        alone = not select.args.get("joins")
+
+        def bare(node: exp.Expr, alone: bool = alone) -> exp.Expr:
+            """Without casts; a column of the only table without the table's name."""
+            while isinstance(node, exp.Cast | exp.Paren):
+                node = node.this
+            return exp.column(node.name) if isinstance(node, exp.Column) and alone else node
+
+        for aggregate in list(select.find_all(exp.AggFunc)):
+            of = aggregate.this.expressions[0] if isinstance(aggregate.this, exp.Distinct) else aggregate.this
+            if (
+                isinstance(of, exp.Star)
+                or not isinstance(of, exp.Expr)
+                or aggregate.find_ancestor(exp.Select) is not select
+            ):
+                continue
+            whole = aggregate.parent if isinstance(aggregate.parent, exp.Filter) else aggregate
+            forms = alike.setdefault(whole.copy().transform(bare, copy=False).sql().lower(), [])
+            if (form := whole.sql()) not in forms:
+                forms.append(form)
+            for _ in range(forms.index(form)):
+                known = exp.Not(this=exp.Is(this=exp.paren(of.copy()), expression=exp.null()))
+                told = exp.Case().when(known, of.copy())
+                of.replace(told)
+                of = told
     return tree
 
 
@@ -815,6 +853,7 @@ DIALECT = Dialect(
         _masks,
         _known_best,
         _unfiltered_windows,
+        _told_apart,
     ),
     plain=_PLAIN,
 )
@@ -834,6 +873,8 @@ _SETTINGS = {
 }
 CONNECT_PORT = 15002
 SECONDS_TO_CONNECT = 10
+SECONDS_TO_STOP = 20
+"""So long a cluster is asked to stop a statement; then it is left to itself."""
 
 
 class SparkEngine(Engine):
@@ -934,10 +975,7 @@ class SparkEngine(Engine):
 
     # ---------------------------------------------------------------- statements
 
-    def text(self, query: Query, what: str = "a statement") -> str:
-        return super().text(self._written_out(query), what)
-
-    def _written_out(self, query: Query) -> Query:
+    def resolved(self, query: Query) -> Query:
         """``a.* EXCLUDE (t0)`` of a table that was kept, by its columns: Sail has no EXCLUDE."""
         stars = [s for s in query.tree.find_all(exp.Star) if s.args.get("except_")]
         if not stars or not self._columns:
@@ -1051,25 +1089,34 @@ class SparkEngine(Engine):
     # ---------------------------------------------------------------- watching
 
     def _watched(self, run: Callable[[], T], what: str, source: str | None) -> T:
-        """Run in a thread of its own, so that this one hears Ctrl-C and stops the statement on the cluster."""
-        with ThreadPoolExecutor(max_workers=1) as worker:
-            self._share = None
-            with _quiet():
-                running = worker.submit(run)
-                try:
-                    self.tell(what, source, None)
-                    while wait([running], timeout=0.2).not_done:
-                        self.tell(what, source, self._share if self._remote else self._share_of_tasks())
-                    return running.result()
-                except (TypeError, AttributeError, NameError, AssertionError):  # a fault of ours is not one of the data
-                    raise
-                except Exception as error:  # as above: of many classes
-                    raise self._translated(error, what, source) from error
-                except BaseException:
-                    while wait([running], timeout=0.3).not_done:
-                        with suppress(Exception):
-                            self._spark.interruptAll()
-                    raise
+        """Run in a thread of its own, so that this one hears Ctrl-C and stops the statement, by its tag, on the cluster."""
+        tag, running = f"payoff-{uuid.uuid4()}", Future[T]()
+
+        def work() -> None:
+            try:
+                self._spark.addTag(tag)  # of this thread alone: nothing else of a session that is the user's is stopped
+                running.set_result(run())
+            except BaseException as error:  # noqa: BLE001 - it is raised where the result is waited for
+                running.set_exception(error)
+
+        self._share = None
+        with _quiet():
+            Thread(target=work, name=f"payoff: {what}", daemon=True).start()
+            try:
+                self.tell(what, source, None)
+                while wait([running], timeout=0.2).not_done:
+                    self.tell(what, source, self._share if self._remote else self._share_of_tasks())
+                return running.result()
+            except (TypeError, AttributeError, NameError, AssertionError):  # a fault of ours is not one of the data
+                raise
+            except Exception as error:  # of many classes
+                raise self._translated(error, what, source) from error
+            except BaseException:
+                told_until = time.monotonic() + SECONDS_TO_STOP
+                while wait([running], timeout=0.3).not_done and time.monotonic() < told_until:
+                    with suppress(Exception):  # again and again, as it may not have begun there
+                        self._spark.interruptTag(tag)
+                raise
 
     def _share_of_tasks(self) -> float | None:
         with suppress(Exception):
