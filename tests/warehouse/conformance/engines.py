@@ -37,12 +37,14 @@ class Place:
     """Where the tables are. ``connect`` gives the connection as payoff.yml has it, good for one session at a time.
 
     ``files``: the tables are Parquet files in ``folder``, and sources name those. ``prepared``: copies of them are made first.
+    ``process`` is that of a server that was started for it.
     """
 
     folder: Path
     connect: Callable[[], dict[str, Any] | None]
     files: bool = False
     prepared: bool = False
+    process: int | None = None
 
 
 Start = Callable[[Path, Tables], AbstractContextManager[Place]]
@@ -292,7 +294,7 @@ def on_spark(folder: Path, tables: Tables) -> Iterator[Place]:
         return {"engine": "spark", "url": url}
 
     try:
-        yield Place(folder, connect)
+        yield Place(folder, connect, process=server.pid)
     finally:
         server.stdin.close()
         server.wait(timeout=30)

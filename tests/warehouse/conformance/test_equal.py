@@ -15,14 +15,16 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from payoff.cli import app
 from payoff.errors import PayoffError
 from payoff.run import Project
-from payoff.warehouse.engine import Engine
+from payoff.warehouse.engine import Engine, open_engine
+from payoff.warehouse.query import Query
 from tests.warehouse.conformance.answers import answered, assert_equal, differences, project_on, project_text
-from tests.warehouse.conformance.data import tables
+from tests.warehouse.conformance.data import NOW, tables
 from tests.warehouse.conformance.engines import ENGINES, NotHere, Place, Tables, on_duckdb
 from tests.warehouse.conformance.projects import BROKEN, PROJECTS
 
@@ -111,6 +113,62 @@ def test_every_verb_works(engine: str, place_of: Start, tmp_path: Path, capsys: 
     assert call("verify")["equal"]
     call("report")
     assert list((tmp_path / "reports").glob("*.html"))
+
+
+def _in_order(rows: pa.Table) -> list[dict[str, Any]]:
+    def brief(row: dict[str, Any]) -> str:
+        return repr([f"{value:.6g}" if isinstance(value, float) else value for value in row.values()])
+
+    return sorted(rows.to_pylist(), key=brief)
+
+
+def _as_it_stands(engine: Any, text: str) -> pa.Table | None:
+    """A statement given to an engine's own client, and to nothing of ours; the rows of a SELECT."""
+    if text.startswith("CREATE"):
+        if engine.dialect.name == "spark":  # rows of a view would be found again for each that reads them
+            name, _, body = text.removeprefix("CREATE TEMPORARY VIEW ").partition(" AS\n")
+            engine._add(name, body, "told", None)
+        elif engine.dialect.name == "clickhouse":
+            engine._session.send(text, "told", False)
+        elif engine.dialect.name == "postgres":
+            with engine._writing():
+                engine._session.execute(text.encode())
+        else:
+            engine._connection.sql(text)
+        return None
+    found: pa.Table = engine._select(text, "told", None)
+    return found
+
+
+@pytest.mark.parametrize("engine", [e for e in ENGINES if e != "duckdb-copies"])  # where some of it is no statement
+@pytest.mark.parametrize("name", ["adjusted", "cohorts"])
+def test_what_is_told_can_be_run_as_it_stands(
+    name: str, engine: str, place_of: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The statements of a result, one after the other in another session, give the rows that the run had of them."""
+    given: dict[str, pa.Table] = {}
+    fetch = Engine.fetch
+
+    def fetched(self: Engine, query: Query, what: str, source: str | None = None) -> pa.Table:
+        rows = fetch(self, query, what, source)
+        given.setdefault(self._sent_as(query, what).render(), rows)
+        return rows
+
+    monkeypatch.setattr(Engine, "fetch", fetched)
+    place = place_of(engine)
+    project = project_on(place, name, tmp_path)
+    run = project.run(record=False, now=NOW, today=NOW.date())
+    assert len(run.results) > 1
+    connections, files = project.loaded.spec.connections, [str(f) for f in place.folder.glob("*.parquet")]
+    compared = 0
+    with open_engine(connections, tmp_path, files) as again:
+        for step, text in run.results[0].provenance.sql:
+            found = _as_it_stands(again, text)
+            if found is not None:
+                assert text in given, (step, text)
+                assert not list(differences(_in_order(given[text]), _in_order(found))), step
+                compared += 1
+    assert compared > 3
 
 
 # ---------------------------------------------------------------- the harness itself

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import math
+import os
+import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+import textwrap
+import time
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
+from threading import Event, Thread, Timer
 from typing import Any
 
 import duckdb
@@ -18,9 +23,11 @@ import pytest
 from payoff.errors import ConnectionFailed, DataError
 from payoff.spec.nouns import SparkConnection
 from payoff.warehouse.dialect import CannotRun
+from payoff.warehouse.engines import spark
 from payoff.warehouse.engines.spark import DIALECT, SparkEngine
 from payoff.warehouse.query import Query, bucket, column, sql
-from tests.warehouse.conformance.engines import NotHere, on_spark
+from payoff.warehouse.statements import Step
+from tests.warehouse.conformance.engines import NotHere, Place, on_spark
 
 ROWS = """
     SELECT CAST(n AS BIGINT) AS n, CAST(d AS DOUBLE) AS d, CAST(s AS VARCHAR) AS s, CAST(b AS BOOLEAN) AS b,
@@ -102,12 +109,26 @@ AGGREGATES = [
 
 
 @pytest.fixture(scope="module")
-def connection(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SparkConnection]:
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     try:
-        with on_spark(tmp_path_factory.mktemp("spark"), {"given": pa.table({"id": [1, 2]})}) as place:
-            yield SparkConnection(**(place.connect() or {}))
+        tables = {"given": pa.table({"id": [1, 2]}), "many": pa.table({"id": range(5000)})}
+        with on_spark(tmp_path_factory.mktemp("spark"), tables) as started:
+            yield started
     except NotHere as error:
         pytest.skip(f"spark was not executed: {error}")
+
+
+@pytest.fixture(scope="module")
+def connection(place: Place) -> SparkConnection:
+    return SparkConnection(**(place.connect() or {}))
+
+
+@pytest.fixture
+def server(place: Place) -> int:
+    """The process of the server, where its time can be read."""
+    if place.process is None or not Path("/proc/self/stat").exists():
+        pytest.skip("there is no /proc to see in whether a server works")
+    return place.process
 
 
 @pytest.fixture(scope="module")
@@ -208,9 +229,12 @@ def test_kept_tables_are_added_to_and_dropped(engine: SparkEngine) -> None:
     engine.keep("some", sql("SELECT n, u FROM rows", rows=sql(ROWS)), "keep")
     engine.append("some", sql("SELECT n, u FROM rows WHERE u = 1", rows=sql(ROWS)), "append")
     assert engine.row(sql("SELECT count(*) AS n, count(n) AS m FROM some"), "count") == {"n": 9, "m": 8}
-    left = engine.fetch(sql("SELECT a.* EXCLUDE (n) FROM some AS a"), "left")
+    rest = sql("SELECT a.* EXCLUDE (n) FROM some AS a")
+    engine.check([Step("left", "", "", (), (), rest)])  # before anything is known of the table
+    left = engine.fetch(rest, "left")
     assert left.column_names == ["u"]
     engine.drop("some")
+    assert engine.sent(rest.render(), "left") == "SELECT\n  a.`u`\nFROM some AS a"  # as it was, by its columns
     engine.drop("some")
     with pytest.raises(DataError, match="some"):
         engine.fetch(sql("SELECT * FROM some"), "gone")
@@ -244,6 +268,106 @@ def test_what_has_no_form_is_refused_by_name(engine: SparkEngine) -> None:
         engine.fetch(sql("SELECT strip_accents('é') AS it"), "accents")
     with pytest.raises(CannotRun, match="log"):
         DIALECT.text(sql("SELECT log(2, 8) AS it").tree)
+
+
+ENDLESS = """
+SELECT count(*) AS n FROM range(0, 10000000) AS x(a), range(0, 10000000) AS y(b) WHERE md5(CAST(a AS VARCHAR) || CAST(b AS VARCHAR)) = 'x'
+"""
+
+
+def seconds_of(process: int) -> float:
+    """The processor's time that a process has taken."""
+    with open(f"/proc/{process}/stat") as told:
+        return sum(map(int, told.read().rpartition(")")[2].split()[11:13])) / os.sysconf("SC_CLK_TCK")
+
+
+def wait_until(true: Callable[[], bool], why: str) -> None:
+    deadline = time.monotonic() + 60
+    while not true():
+        assert time.monotonic() < deadline, why
+        time.sleep(0.2)
+
+
+def is_idle(process: int) -> bool:
+    before = seconds_of(process)
+    time.sleep(0.5)
+    return seconds_of(process) - before < 0.1
+
+
+@pytest.mark.parametrize("keep", [False, True], ids=["fetch", "keep"])
+def test_ctrl_c_stops_the_statement_on_the_server(keep: bool, engine: SparkEngine, server: int) -> None:
+    began = seconds_of(server)
+
+    def stop() -> None:
+        wait_until(lambda: seconds_of(server) > began + 1, "it never ran")
+        os.kill(os.getpid(), signal.SIGINT)
+
+    stopping = Thread(target=stop)
+    stopping.start()
+    with pytest.raises(KeyboardInterrupt):
+        engine.keep("endless", sql(ENDLESS), "test") if keep else engine.fetch(sql(ENDLESS), "test")
+    stopping.join()
+    wait_until(lambda: is_idle(server), "the server goes on")
+    with pytest.raises(DataError, match="endless"):
+        engine.fetch(sql("SELECT * FROM endless"), "gone")
+    assert engine.row(sql("SELECT 1 AS one"), "test") == {"one": 1}
+
+
+def test_a_statement_that_cannot_be_stopped_is_left_to_itself(
+    engine: SparkEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    ends = Event()
+    monkeypatch.setattr(spark, "SECONDS_TO_STOP", 0.5)
+    monkeypatch.setattr(type(engine._spark), "interruptTag", lambda _, tag: asked.append(tag))
+    timer = Timer(0.5, os.kill, (os.getpid(), signal.SIGINT))
+    timer.start()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            engine._watched(ends.wait, "test", None)
+    finally:
+        timer.cancel()
+        ends.set()
+    assert set(asked) == {asked[0]}
+    assert asked[0].startswith("payoff-")
+
+
+def test_a_run_that_is_interrupted_leaves_the_ledger_as_it_was(
+    connection: SparkConnection, server: int, tmp_path: Path
+) -> None:
+    endless = "SELECT a.id + b.id + c.id AS id, CASE WHEN a.id % 2 = 0 THEN 'a' ELSE 'b' END AS arm, c.id AS y FROM many AS a, many AS b, many AS c"
+    definitions = f"""
+        version: 1
+        project: shop
+        currency: EUR
+        connections: {{main: {{engine: spark, url: '{connection.url}'}}}}
+        sources: {{pairs: {{sql: "SQL", one_row_per: user, id: id}}}}
+        metrics: {{y: {{kind: mean, from: pairs, column: y}}}}
+        experiments: {{e: {{assignment: {{source: pairs, variant: arm, control: a}}, primary: y}}}}
+    """
+    project = tmp_path / "payoff.yml"
+    project.write_text(
+        textwrap.dedent(definitions).replace(
+            "SQL", "SELECT id + 10 AS id, 'a' AS arm, 1 AS y FROM given UNION ALL SELECT id, 'b', 2 FROM given"
+        )
+    )
+    start = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from payoff.cli import main; main()"
+    )
+    command = [sys.executable, "-c", start, "run", "-p", str(tmp_path)]
+    first = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert first.returncode in (0, 1), first.stderr
+    kept = {path: path.read_bytes() for path in (tmp_path / ".payoff").rglob("*") if path.is_file()}
+    assert kept
+    project.write_text(textwrap.dedent(definitions).replace("SQL", endless))
+    began = seconds_of(server)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    wait_until(lambda: process.poll() is not None or seconds_of(server) > began + 2, "it never ran")
+    process.send_signal(signal.SIGINT)
+    out, told = process.communicate(timeout=120)
+    assert (process.returncode, out, told) == (130, "", "interrupted; what was kept before is untouched\n")
+    assert kept == {path: path.read_bytes() for path in (tmp_path / ".payoff").rglob("*") if path.is_file()}
+    wait_until(lambda: is_idle(server), "the server goes on")
 
 
 def test_a_server_that_is_not_there_is_told_at_once(tmp_path: Path) -> None:
