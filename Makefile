@@ -5,6 +5,7 @@ VENV  := .venv
 BIN   := $(VENV)/bin
 BENCH := .venv-bench
 SPARK := .venv-spark
+ATTRIBUTION := .venv-attribution
 # All but spark-classic, which is the same package as spark's with Spark itself.
 EXTRAS := frames postgres clickhouse chdb spark fused dev
 WORKERS ?= 2
@@ -49,9 +50,10 @@ check: $(VENV)/.dev ## format, lint, types, layers
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
-bench: $(BENCH)/.bench ## how far from the raw scan of the same columns, beside other tools; Spark too after make .venv-spark/.spark
-	$(BENCH)/bin/python benchmarks/scale.py $(if $(wildcard $(SPARK)/.spark),--spark $(SPARK)/bin/python)
-	$(BENCH)/bin/python benchmarks/journeys.py rules markov shapley identity
+bench: $(BENCH)/.bench ## how far from the raw scan of the same columns, beside other tools; more of them after make .venv-spark/.spark .venv-attribution/.attribution
+	$(BENCH)/bin/python benchmarks/scale.py --out benchmarks/seen.md \
+		$(if $(wildcard $(SPARK)/.spark),--spark $(SPARK)/bin/python) \
+		$(if $(wildcard $(ATTRIBUTION)/.attribution),--channel-attribution $(ATTRIBUTION)/bin/python)
 
 docs: $(VENV)/.dev ## the published schema and the command-line reference, from the code
 	$(BIN)/payoff schema > docs/payoff.schema.json
@@ -62,13 +64,15 @@ lock: $(VENV)/.dev ## pins with hashes; make lock UPGRADE=--upgrade takes new re
 	$(UV_COMPILE) pyproject.toml --group build $(EXTRAS:%=--extra %) --constraints requirements/core.txt --output-file requirements/dev.txt
 	$(UV_COMPILE) pyproject.toml --group build --extra fused --extra chdb --group bench --constraints requirements/core.txt --output-file requirements/bench.txt
 	$(UV_COMPILE) --group pyproject.toml:spark-build --output-file requirements/spark-build.txt
+	$(UV_COMPILE) --group pyproject.toml:attribution-build --constraints requirements/core.txt --output-file requirements/attribution-build.txt
+	$(UV_COMPILE) --group pyproject.toml:attribution --constraints requirements/bench.txt --constraints requirements/attribution-build.txt --output-file requirements/attribution.txt
 	$(UV_COMPILE) pyproject.toml --group build --group spark --constraints requirements/core.txt --output-file requirements/spark.txt
 
 clean: ## what can be made again; never .payoff/, where results are kept
-	rm -rf $(VENV) $(BENCH) $(SPARK) build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) $(BENCH) $(SPARK) $(ATTRIBUTION) build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
-$(VENV)/pyvenv.cfg $(BENCH)/pyvenv.cfg $(SPARK)/pyvenv.cfg:
+$(VENV)/pyvenv.cfg $(BENCH)/pyvenv.cfg $(SPARK)/pyvenv.cfg $(ATTRIBUTION)/pyvenv.cfg:
 	@"$(PYTHON)" -c '$(FITS)' 2>/dev/null || { echo >&2 \
 	"Payoff needs Python 3.11 or newer with its venv module (on Debian and Ubuntu: apt install python3-venv). If you have one, name it: make PYTHON=/path/to/python3"; exit 1; }
 	"$(PYTHON)" -m venv $(@D)
@@ -94,4 +98,10 @@ $(SPARK)/.spark: requirements/spark-build.txt requirements/spark.txt pyproject.t
 $(BENCH)/.bench: requirements/bench.txt pyproject.toml | $(BENCH)/pyvenv.cfg
 	$(BENCH)/bin/python $(PIP_INSTALL) --require-hashes -r requirements/bench.txt
 	$(BENCH)/bin/python $(PIP_INSTALL) $(PROJECT)
+	@touch $@
+
+# ChannelAttribution is a source package too, and is compiled against numpy.
+$(ATTRIBUTION)/.attribution: requirements/attribution-build.txt requirements/attribution.txt | $(ATTRIBUTION)/pyvenv.cfg
+	$(ATTRIBUTION)/bin/python $(PIP_INSTALL) --require-hashes -r requirements/attribution-build.txt
+	$(ATTRIBUTION)/bin/python $(PIP_INSTALL) --require-hashes --no-build-isolation -r requirements/attribution.txt
 	@touch $@
