@@ -1103,13 +1103,13 @@ def disagreement(who: str, name: str, users: int, ours: tuple[float, float], the
     Plain differences are the same number, computed in another order: 1e-8, relatively (or of the standard error, beside a
     difference near zero). So are adjusted ones where the estimator is the same. tea-tasting adjusts both arms by one pooled
     slope, payoff each arm by its own: the two differ by (arm's slope - pooled slope) x (arm's mean before exposure - pooled
-    mean), a product of two chances, 1 / n where a standard error is 1 / sqrt(n). A twentieth of a standard error is allowed.
+    mean), a product of two chances, 1 / n where a standard error is 1 / sqrt(n). A twentieth of a standard error is allowed, and more of few users.
     Standard errors of adjusted differences differ by terms of second order, 1 / n, which payoff counts and the others leave out;
     tea-tasting's plain variances move between runs by a few times 1 / n, and its ratios count the units that have neither part.
     Two bootstraps have other draws, and 200 of them know a standard error to a twentieth: they agree to a fifth.
     """
     other, adjusted = who == "tea-tasting", name.endswith("adjusted")
-    value = 0.05 * ours[1] if other and adjusted else 1e-8 * max(abs(ours[0]), ours[1])
+    value = (0.05 + 5 / math.sqrt(users)) * ours[1] if other and adjusted else 1e-8 * max(abs(ours[0]), ours[1])
     error = 0.2 if who == "poisson" else 1e-2 + 100 / users if adjusted else 1e-4 + 20 / users if other else 1e-8
     if abs(ours[0] - theirs[0]) <= value and math.isclose(ours[1], theirs[1], rel_tol=error):
         return None
