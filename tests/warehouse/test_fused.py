@@ -19,7 +19,7 @@ from payoff.stats import exact
 from payoff.warehouse import arms, fused
 from payoff.warehouse.engines.duckdb import DuckDBEngine
 from payoff.warehouse.fused import NEVER, Accumulators, Exposures, Fold, Pass
-from payoff.warehouse.prepared import Segment
+from payoff.warehouse.prepared import Part, Segment
 from payoff.warehouse.query import Query, sql
 from tests.builders import make_project
 from tests.warehouse.conformance.answers import answered, assert_equal, project_on
@@ -235,7 +235,7 @@ class Case:
         columns = [pa.array([row[i] for row in rows], pa.int64() if i < 3 else pa.float64()) for i in range(5)]
         table = pa.table(columns, ["payoff_unit", "payoff_us", "mask", "v0", "v1"])
         duckdb.from_arrow(table).write_parquet(path, row_group_size=2048)
-        return Segment(path, len(rows), None, None, name, name), rows
+        return Segment(path, (Part(name, name, len(rows), None, None, 0),)), rows
 
     def walk(self, segments: list[Segment], into: Accumulators, only: np.ndarray | None = None) -> Accumulators:
         paths = [s.path for s, _ in self.segments]
@@ -333,7 +333,7 @@ def test_many_exposures_of_one_unit_and_many_row_groups(tmp_path: Path) -> None:
     t0 = np.arange(0, 10_000, 10)
     exposures = Exposures(np.arange(1000), np.zeros(1000, np.int64), np.zeros(1000, np.int64), t0, {}).sorted()
     into = Accumulators.empty([Fold("n", "count", low=0, high=10)], 1000)
-    segment = Segment(path, n, 0, 10_000, "rows", "rows")
+    segment = Segment(path, (Part("rows", "rows", n, 0, 10_000, n),))
     with DuckDBEngine({}, tmp_path, [path]) as engine:
         projection = sql("SELECT payoff_unit AS unit, payoff_us AS t, mask FROM prepared_rows")
         assert fused.accumulate(engine, [segment], projection, exposures, into, "a walk") == n
@@ -352,7 +352,7 @@ def test_rows_out_of_order_are_refused(tmp_path: Path) -> None:
     with DuckDBEngine({}, tmp_path, [path]) as engine, pytest.raises(DataError, match="not in order"):
         fused.accumulate(
             engine,
-            [Segment(path, 3, 0, 0, "rows", "rows")],
+            [Segment(path, (Part("rows", "rows", 3, 0, 0, 3),))],
             sql("SELECT payoff_unit AS unit, payoff_us AS t, mask FROM prepared_rows"),
             exposures,
             Accumulators.empty([Fold("n", "count")], 1),

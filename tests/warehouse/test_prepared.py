@@ -9,6 +9,7 @@ import shutil
 from collections import Counter
 from collections.abc import Mapping
 from datetime import UTC, date, datetime, timedelta
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -26,7 +27,7 @@ from payoff.errors import ConnectionFailed, UsageError
 from payoff.ledger import compare
 from payoff.run import Project
 from payoff.warehouse import prepared
-from payoff.warehouse.prepared import UNIT, US, Prepared
+from payoff.warehouse.prepared import UNIT, US, Part, Prepared, grouped, pack, unpack
 from payoff.warehouse.query import Query, column
 from tests.builders import make_project
 from tests.methods.shop import make_shop
@@ -122,6 +123,11 @@ def ids_of(found: Prepared) -> dict[int, Any]:
     return out
 
 
+def ofs(found: Prepared) -> list[list[str]]:
+    """What each segment was made of."""
+    return [[part.of for part in segment.parts] for segment in found.segments]
+
+
 def in_order(rows: list[dict[str, Any]]) -> bool:
     """By unit and time, those without last."""
     keys = [tuple((row[c] is None, row[c] or 0) for c in (UNIT, US)) for row in rows]
@@ -146,11 +152,12 @@ def test_a_layout_is_the_stored_rows_sorted_with_unit_and_time(tmp_path: Path, t
         project = make_project(folder, EVENTS)
         (report,) = project.prepare()
         found = fresh(project)
-        assert [s.of for s in found.segments] == ["events/a.parquet", "events/b.parquet", "events/c.parquet"]
+        assert ofs(found) == [["events/a.parquet"], ["events/b.parquet"], ["events/c.parquet"]]
         ids = ids_of(found)
         for segment in found.segments:
             rows = table_of(segment.path)
-            wanted = stored[Path(segment.of).stem].to_pylist()
+            (part,) = segment.parts
+            wanted = stored[Path(part.of).stem].to_pylist()
             assert Counter(repr({c: row[c] for c in "utv"}) for row in rows) == Counter(map(repr, wanted))
             assert in_order(rows)
             for row in rows:
@@ -159,6 +166,9 @@ def test_a_layout_is_the_stored_rows_sorted_with_unit_and_time(tmp_path: Path, t
             times = [row[US] for row in rows if row[US] is not None]
             assert segment.rows == len(rows)
             assert (segment.first_us, segment.last_us) == ((min(times), max(times)) if times else (None, None))
+            assert part.timed == len(times)
+            units = {-1 if row[UNIT] is None else row[UNIT] for row in rows}
+            assert unpack(segment.units(part)).tolist() == sorted(units)
         assert (report.rows, report.units) == (sum(t.num_rows for t in stored.values()), len(ids))
         assert dict(found.columns) == {"u": "VARCHAR" if text else "BIGINT", "t": "TIMESTAMP", "v": "DOUBLE"}
         the_same_rows(project)
@@ -217,7 +227,9 @@ def test_ties_are_in_one_order_whatever_the_history(tmp_path: Path) -> None:
         by_unit: dict[Any, list[str]] = {}
         for segment in found.segments:
             for row in table_of(segment.path):
-                by_unit.setdefault(ids.get(row[UNIT]), []).append(repr([segment.of, row["t"], row["v"]]))
+                by_unit.setdefault(ids.get(row[UNIT]), []).append(
+                    repr([[p.of for p in segment.parts], row["t"], row["v"]])
+                )
         ordered.append(by_unit)
     assert ordered[0] == ordered[1]
 
@@ -343,7 +355,7 @@ def test_hostile_paths_links_and_places_outside(tmp_path: Path) -> None:
     project = make_project(folder, EVENTS)
     assert status(project) == {"file events/*.parquet": "prepared"}
     found = fresh(project)
-    assert [s.of for s in found.segments] == ["../elsewhere/events/x*[é] 'q'.parquet", "events/we ird's [2].parquet"]
+    assert ofs(found) == [["../elsewhere/events/x*[é] 'q'.parquet"], ["events/we ird's [2].parquet"]]
     the_same_rows(project)
     (folder / "events" / "again.parquet").symlink_to(outside)
     (report,) = project.prepare()
@@ -383,9 +395,276 @@ def test_a_large_file_is_a_segment_a_month(tmp_path: Path, monkeypatch: pytest.M
     project = make_project(tmp_path, EVENTS)
     project.prepare()
     labels = ["2026-01", "2026-02", "after 2099", "before 1970", "without a time"]
-    assert [s.of for s in fresh(project).segments] == [f"events/a.parquet {label}" for label in labels]
+    assert ofs(fresh(project)) == [[f"events/a.parquet {label}"] for label in labels]
     assert [s.rows for s in fresh(project).segments] == [4] * 5
     the_same_rows(project)
+
+
+# ---------------------------------------------------------------- parts that are one segment
+
+DAY = 86_400_000_000
+
+
+def a_part(of: str, first: int | None, last: int | None, rows: int = 2, timed: int = 2) -> Part:
+    return Part(of, of, rows, first, last, timed, of)
+
+
+def months_and_days(us: int) -> tuple[tuple[int, int], int]:
+    moment = datetime(1970, 1, 1) + timedelta(microseconds=us)
+    return (moment.year, moment.month), us // DAY
+
+
+def may_follow(before: Part, after: Part, parts: list[Part]) -> bool:
+    """By the words of the documentation, slowly."""
+    if before.timed < before.rows or after.timed < after.rows:
+        return False
+    ends = [us for p in (before, after) for us in (p.first_us, p.last_us)]
+    assert None not in ends
+    a, b, c, d = map(int, ends)  # type: ignore[arg-type]
+    if b >= c:
+        return False
+    if any(p.rows and p.timed and b < p.first_us and p.last_us < c for p in parts):  # type: ignore[operator]
+        return False
+    begin = [months_and_days(p.first_us) for p in parts if p.first_us is not None]
+    months, days = zip(*map(months_and_days, (a, b, c, d)), strict=True)
+    if len(set(months)) == 1 and any(month > months[0] for month, _ in begin):
+        return True
+    return len(set(days)) == 1 and any(day > days[0] for _, day in begin) and months[0] == max(begin)[0]
+
+
+def test_parts_of_a_period_that_is_over_and_no_others_are_one_segment() -> None:
+    """Against the rules, each on its own: neighbours that may follow each other do, and whatever was put together may."""
+    rng = np.random.default_rng(41)
+    start = int(datetime(2026, 1, 30, tzinfo=UTC).timestamp()) * 1_000_000
+    most = 0
+    for round_ in range(600):
+        parts = []
+        for i in range(int(rng.integers(1, 12))):
+            if rng.random() < 0.1:
+                parts.append(a_part(f"p{i:02}", None, None, *((0, 0) if rng.random() < 0.5 else (3, 0))))
+                continue
+            # hours in the order of the names, now and then elsewhere, or as long as days
+            first = start + int(rng.integers(0, 100) if rng.random() < 0.2 else 9 * i + round_ % 9) * DAY // 24
+            last = first + int(rng.choice([0, 1, 5, 30])) * DAY // 24 + int(rng.choice([-1, 0]))
+            parts.append(a_part(f"p{i:02}", first, max(first, last), 2, 2 - int(rng.random() < 0.05)))
+        found = grouped([parts[i] for i in rng.permutation(len(parts))])
+        assert sorted(p.of for group in found for p in group) == [p.of for p in parts]
+        assert [g[0].of for g in found] == sorted(g[0].of for g in found)
+        with_rows = [p for p in parts if p.rows]
+        assert [p for group in found for p in group if p.rows] == with_rows, "the canonical order"
+        together = {p.of: i for i, group in enumerate(found) for p in group}
+        for before, after in pairwise(with_rows):
+            may = before.timed > 0 and after.timed > 0 and may_follow(before, after, parts)
+            assert (together[before.of] == together[after.of]) == may, (before, after, parts)
+        most = max(most, *map(len, found))
+    assert most > 3
+
+
+def test_a_segment_has_no_more_rows_than_is_quickly_sorted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prepared, "_MOST", 10)
+    rows = [4, 4, 4, 11, 1, 9, 1]
+    parts = [a_part(f"p{i}", i * DAY, i * DAY + 1, n, n) for i, n in enumerate(rows)] + [
+        a_part("q", 40 * DAY, 40 * DAY)
+    ]
+    assert [[p.rows for p in group] for group in grouped(parts)] == [[4, 4], [4], [11], [1, 9], [1], [2]]
+
+
+def test_units_are_packed_and_come_back() -> None:
+    rng = np.random.default_rng(6)
+    for _ in range(200):
+        units = np.unique(rng.integers(-1, int(rng.choice([3, 300, 10**7])), int(rng.integers(0, 60))))
+        assert unpack(pack(units)).tolist() == units.tolist()
+    every = pack(np.arange(10_000))
+    assert every.nbytes < 10_100, "a byte a unit"
+
+
+class Calendar:
+    """A project of a file a day or an hour over the end of a month, whose files come late, change, and vanish."""
+
+    def __init__(self, root: Path, seed: int, ending: str) -> None:
+        self.root, self.rng, self.ending, self.hour = root, np.random.default_rng(seed), ending, 0
+        for _ in range(7):
+            self.append()
+        self.project = make_project(root, EVENTS.replace("*.parquet", f"*.{ending}"))
+
+    def put(self, name: str, hour: int, hours: int) -> Path:
+        rng, rows = self.rng, int(self.rng.integers(2, 25))
+        if rng.random() < 0.05 and self.ending == "parquet":
+            rows = 0
+        odd = rng.random() < 0.05
+        start = datetime(2026, 1, 30) + timedelta(hours=hour)
+        times = [start + timedelta(seconds=int(rng.integers(3)) * 1000 * hours) for _ in range(rows)]
+        table = pa.table(
+            {
+                "u": pa.array(
+                    [None if rng.random() < 0.1 else f"u{rng.integers(5)}" for _ in range(rows)], pa.string()
+                ),
+                "t": pa.array([None if odd and rng.random() < 0.3 else t for t in times], pa.timestamp("us")),
+                "v": pa.array([float(rng.integers(3)) + 0.5 for _ in range(rows)], pa.float64()),
+            }
+        )
+        path = self.root / "events" / f"{name}.{self.ending}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if self.ending == "parquet":
+            pq.write_table(table, path)
+        else:
+            path.write_text("u,t,v\n" + "".join(f"{r['u'] or ''},{r['t'] or ''},{r['v']}\n" for r in table.to_pylist()))
+        return path
+
+    def append(self) -> Path:
+        hours = int(self.rng.choice([1, 6, 24]))
+        if hours == 24:
+            self.hour = -(-self.hour // 24) * 24
+        self.hour += hours
+        return self.put(f"{self.hour - hours:03}", self.hour - hours, hours)
+
+    def step(self) -> str:
+        files = sorted((self.root / "events").iterdir())
+        chosen = files[int(self.rng.integers(len(files)))]
+        what = str(self.rng.choice(["append", "append", "append", "late", "change", "remove"]))
+        if what == "append":
+            for _ in range(int(self.rng.integers(1, 4))):
+                self.append()
+        elif what == "late":
+            hour = int(self.rng.integers(self.hour))
+            self.put(str(self.rng.choice([f"{hour:03}-late", f"z{self.rng.integers(100)}"])), hour, 1)
+        elif what == "change":
+            self.put(chosen.stem, int(chosen.stem[:3].lstrip("z").split("-")[0]) if chosen.stem[0] != "z" else 5, 1)
+        elif len(files) > 2:
+            chosen.unlink()
+        return what
+
+
+def in_sequence(project: Project) -> tuple[list[list[str]], dict[Any, list[str]]]:
+    """Which parts lie together, and the rows of each id in the order of the copy."""
+    found = fresh(project)
+    ids, by_unit = ids_of(found), dict[Any, list[str]]()
+    for segment in found.segments:
+        rows = table_of(segment.path)
+        assert in_order(rows)
+        assert len(rows) == segment.rows
+        for row in rows:
+            by_unit.setdefault(ids.get(row[UNIT]), []).append(repr((row["t"], row["v"])))
+    return ofs(found), by_unit
+
+
+@pytest.mark.parametrize(
+    ("seed", "ending"),
+    [
+        (1, "parquet"),
+        (2, "csv"),
+        *(pytest.param(s, e, marks=pytest.mark.slow) for s in range(3, 13) for e in ("parquet", "csv")),
+    ],
+)
+def test_segments_follow_the_calendar_whatever_the_history(
+    tmp_path: Path, seed: int, ending: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After each step the copy is that of an empty folder; what a part has, wherever it lies, is its file's rows in order; and stored
+    rows are read of files alone that are new or changed."""
+    shop = Calendar(tmp_path / "p", seed, ending)
+    read: set[str] = set()
+    of_parts = prepared._Making._of_parts
+
+    def watched(self: Any, parts: Any) -> Any:
+        read.update(part.of for part in parts)
+        return of_parts(self, parts)
+
+    monkeypatch.setattr(prepared._Making, "_of_parts", watched)
+    known: dict[str, str] = {}
+    merged, done = 0, [""]
+    for step in range(7):
+        read.clear()
+        shop.project.prepare()
+        found = fresh(shop.project)
+        assert read == {of for of, fingerprint in found.parts.items() if known.get(of) != fingerprint}, done
+        known = found.parts
+        assert ofs(found) == [[p.of for p in g] for g in grouped(p for s in found.segments for p in s.parts)]
+        twin = tmp_path / f"twin-{step}"
+        shutil.copytree(shop.root, twin, ignore=shutil.ignore_patterns(".payoff"))
+        anew = Project.load(twin)
+        anew.prepare()
+        assert in_sequence(shop.project) == in_sequence(anew), done
+        the_same_rows(shop.project)
+        parts_hold_their_rows(shop, found)
+        merged = max(merged, *(len(s.parts) for s in found.segments))
+        done.append(shop.step())
+    assert merged > 2
+
+
+def parts_hold_their_rows(shop: Calendar, found: Prepared) -> None:
+    """Of each part: rows, units, times; and any of the parts of a segment, read by themselves."""
+    wanted: dict[str, list[Any]] = {}
+    with shop.project.catalog(["events"], as_stored=True) as catalog:
+        listed = catalog.stored("events").select.copy()
+        for row in catalog.engine.fetch(Query(listed), "rows").to_pylist():
+            wanted.setdefault("all", []).append(repr(row))
+    numbers = {unit: number for number, unit in ids_of(found).items()} | {None: -1}
+    copied = []
+    for segment in found.segments:
+        rows = [{c: row[c] for c in (*"utv", US)} for row in table_of(segment.path)]
+        copied += [repr({c: row[c] for c in "utv"}) for row in rows]
+        for part in segment.parts:
+            low, high = part.first_us, part.last_us
+            own = [r for r in rows if len(segment.parts) == 1 or low <= r[US] <= high]  # type: ignore[operator]
+            times = [r[US] for r in own if r[US] is not None]
+            assert (part.rows, part.timed) == (len(own), len(times))
+            assert (low, high) == ((min(times), max(times)) if times else (None, None))
+            assert unpack(segment.units(part)).tolist() == sorted({numbers[r["u"]] for r in own})
+        chosen = {p.of for p in segment.parts if shop.rng.random() < 0.5}
+        cut = segment.only(chosen)
+        assert (cut is None) == (not chosen)
+        if cut is not None:
+            assert {p.of for p in cut.parts} == chosen
+            inside = cut.condition()
+            assert (inside is None) == (len(chosen) == len(segment.parts))
+            where = "true" if inside is None else inside.sql("duckdb")
+            read = duckdb.read_parquet(segment.path).filter(where)
+            assert len(read) == cut.rows
+            if inside is not None:
+                spans = [(p.first_us, p.last_us) for p in cut.parts]
+                assert all(any(a <= row[0] <= b for a, b in spans) for row in read.select(US).fetchall())  # type: ignore[operator]
+    assert Counter(copied) == Counter(wanted.get("all", []))
+
+
+def test_the_end_of_a_month_is_safe_from_whatever_ends_a_preparing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The month is written from the copy of its days, which stay until the manifest is in place."""
+    rng = np.random.default_rng(9)
+    for day in range(29, 32):
+        write(tmp_path, f"{day}", dated(rng, datetime(2026, 1, day)))
+    project = make_project(tmp_path, EVENTS)
+    project.prepare()
+    before = fresh(project)
+    assert [len(s.parts) for s in before.segments] == [1, 1, 1]
+    added = write(tmp_path, "32", dated(rng, datetime(2026, 2, 1)))
+    written = prepared._Writer.write
+    for at in range(1, 5):
+        calls: list[int] = []
+
+        def dying(*args: Any, at: int = at, calls: list[int] = calls) -> None:
+            calls.append(1)
+            if len(calls) == at:
+                raise KeyboardInterrupt
+            written(*args)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(prepared._Writer, "write", dying)
+            with pytest.raises(KeyboardInterrupt):
+                project.prepare()
+        shutil.move(added, tmp_path / "aside")
+        assert fresh(project) == before
+        the_same_rows(project)
+        shutil.move(tmp_path / "aside", added)
+    (report,) = project.prepare()
+    assert (report.segments, report.built, report.removed) == (2, 2, 0)
+    assert [len(s.parts) for s in fresh(project).segments] == [3, 1]
+    the_same_rows(project)
+
+
+def dated(rng: np.random.Generator, day: datetime) -> pa.Table:
+    times = [day + timedelta(hours=int(h)) for h in rng.integers(0, 24, 20)]
+    return pa.table({"u": [f"u{i}" for i in rng.integers(0, 5, 20)], "t": times, "v": rng.random(20)})
 
 
 # ---------------------------------------------------------------- histories
@@ -420,14 +699,15 @@ def test_any_history_of_files_gives_the_rows_that_are_stored(tmp_path: Path) -> 
         assert status(project) == {"file events/*.parquet": "fresh" if action == "touch" else "prepared"}
         after = fresh(project)
         the_same_rows(project)
-        kept = {s.of: s for s in before.segments if s.of != f"events/{chosen.name}"}
-        assert kept.items() <= {s.of: s for s in after.segments}.items()
+        kept = {s for s in before.segments if s.parts[0].of != f"events/{chosen.name}"}
+        assert kept <= set(after.segments)
         assert (after.version == before.version) == (action == "touch")
         assert after.numbering == before.numbering
         numbers = {unit: number for number, unit in ids_of(after).items()}
         assert given.items() <= numbers.items()
         given = numbers
-        named = {Path(p).name for p in (after.units, *(s.path for s in after.segments))}
+        paths = [Path(s.path) for s in after.segments]
+        named = {p.name for p in (Path(after.units), *paths, *(path.with_suffix(".units") for path in paths))}
         assert {p.name for p in after.folder.iterdir()} == {*named, "manifest.json"}
 
 
@@ -653,11 +933,11 @@ def test_what_a_killed_process_left_is_swept(small: Project, monkeypatch: pytest
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 9
     left = len(list(folder.iterdir()))
-    assert left > 5
+    assert left > 8
     assert "1 new" in str(layout(small))
     small.prepare()
     the_same_rows(small)
-    assert len(list(folder.iterdir())) == 6 < left
+    assert len(list(folder.iterdir())) == 10 < left
 
 
 def test_a_full_disk_is_told_and_leaves_the_old_layout(small: Project) -> None:
@@ -697,7 +977,7 @@ def test_a_run_that_reads_a_copy_keeps_its_files(small: Project) -> None:
             small.drop_prepared()
     the_same_rows(small)
     small.prepare()
-    assert len(list(fresh(small).folder.iterdir())) == 5  # three segments, units, manifest
+    assert len(list(fresh(small).folder.iterdir())) == 8  # three segments and their units, all units, manifest
 
 
 def test_a_copy_that_is_damaged_is_not_read(small: Project) -> None:

@@ -24,7 +24,7 @@ from payoff.ledger import compare
 from payoff.run import Project
 from payoff.warehouse import state
 from payoff.warehouse.layout import Layout
-from payoff.warehouse.state import Array, Damaged, Held, Refresh, Store, begin, pack, unpack
+from payoff.warehouse.state import Array, Damaged, Held, Refresh, Store, begin
 
 pytest.importorskip("numba", reason="refresh goes over prepared rows in a compiled loop")
 
@@ -226,16 +226,7 @@ def test_states_that_no_run_uses_are_swept(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_units_are_packed_and_come_back() -> None:
-    rng = np.random.default_rng(6)
-    for _ in range(200):
-        units = np.unique(rng.integers(-1, int(rng.choice([3, 300, 10**7])), int(rng.integers(0, 60))))
-        assert unpack(pack(units)).tolist() == units.tolist()
-    every = pack(np.arange(10_000))
-    assert every.nbytes < 10_100, "a byte a unit"
-
-
-def test_how_segments_changed() -> None:
+def test_how_parts_changed() -> None:
     old = {"a": "1", "c": "1", "d": "1"}
     found = state.compare(old, {"a": "1", "b": "1", "c": "2", "e": "1"})
     assert (found.added, found.late, found.changed, found.gone) == (("e",), ("b",), ("c",), ("d",))
@@ -286,12 +277,13 @@ experiments:
     secondary: [size, revenue]
     segments: [plan]
 """
-START = np.datetime64("2026-01-01", "us")
+START = np.datetime64("2026-01-26", "us")
+"""The sixth day is the last of its month."""
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
 
 
 class Shop:
-    """A project whose files have a history. Ids and times are missing here and there, times tie, arms change."""
+    """A project whose files have a history. Ids are missing here and there, and times in some files; times tie, arms change."""
 
     def __init__(self, root: Path, seed: int, rows: int = 150) -> None:
         self.root, self.rng, self.rows, self.day = root, np.random.default_rng(seed), rows, 0
@@ -309,7 +301,7 @@ class Shop:
         unit = rng.integers(0, users, rows)
         table = {
             "user_id": pa.array(unit, mask=rng.random(rows) < 0.03),
-            "ts": pa.array(START + seconds.astype("timedelta64[s]"), mask=rng.random(rows) < 0.03),
+            "ts": pa.array(START + seconds.astype("timedelta64[s]"), mask=rng.random(rows) < rng.choice([0, 0, 0.05])),
         }
         if kind == "events":
             amounts = np.round(rng.lognormal(2, 1, rows), 2) * rng.choice([1.0, 1e-9, 1e5], rows, p=[0.9, 0.05, 0.05])
@@ -454,7 +446,7 @@ def test_whatever_happens_to_files_the_values_of_units_are_those_of_a_full_count
             assert values(other) == mine, done
             assert [other.counts(x) for x in (0, 1)] == counted, done
         assert {key: row[:6] for key, row in mine.items()} == slowly(shop), done
-        done.append(shop.step())
+        done += [shop.step() for _ in range(int(shop.rng.integers(1, 4)))]
 
 
 @pytest.mark.parametrize("seed", [11, *(pytest.param(s, marks=pytest.mark.slow) for s in range(12, 24))])
@@ -498,7 +490,7 @@ def test_only_units_that_something_new_touches_are_counted_again(tmp_path: Path)
         found.keep()
         assert found.recounted == 0
         assert 0 < found.rows_read <= 400
-        assert found.told == "refresh: 1 new segments of 11; 0 units recomputed"
+        assert found.told == "refresh: 1 new parts of 11; 0 units recomputed"
     # one unit's late row: it alone, in either experiment
     h = found._held
     units = pq.read_table(found._prepared["file events/*.parquet"].units)
@@ -531,14 +523,53 @@ def test_only_units_that_something_new_touches_are_counted_again(tmp_path: Path)
         assert values(other) == mine
 
 
+def test_a_month_that_ends_has_nothing_counted_again(tmp_path: Path) -> None:
+    """Its days are one segment then, with the same rows; also where some of them are new to the state."""
+    shop = Shop(tmp_path / "p", 81)
+
+    def prepared(*days: tuple[str, int]) -> list[int]:
+        """How many parts each segment of the events has, once some days are there."""
+        for kind, day in days:
+            shop.write(kind, f"day-{day:02}", day, 100)
+        for path in (path for kind in ("events", "exposures") for path in shop.files(kind)):
+            table = pq.read_table(path)
+            pq.write_table(table.filter(table["ts"].is_valid()), path)
+        shop.prepare()
+        with shop.refresh() as found:
+            return [len(s.parts) for s in found._prepared["file events/*.parquet"].segments]
+
+    assert prepared() == [1] * 5
+    with shop.refresh() as found:
+        found.keep()
+    assert prepared(("events", 5), ("events", 6)) == [6, 1]
+    with shop.refresh() as found:
+        found.keep()
+        assert found.told == "refresh: 2 new parts of 12; 0 units recomputed"
+        assert 100 < found.rows_read <= 200, "the last day of the month and the first of the next"
+        mine = values(found)
+    with shop.refresh(full=True) as other:
+        assert values(other) == mine
+    assert prepared(("events", 7)) == [6, 1, 1]
+    with shop.refresh() as found:
+        assert found.told == "refresh: 1 new parts of 13; 0 units recomputed"
+        found.keep()
+    # the exposures' month ends: only those of its last days are new
+    assert prepared(("exposures", 5), ("exposures", 6)) == [6, 1, 1]
+    with shop.refresh() as found:
+        assert [c.rewritten for c in found._changes.values()] == [0, 0]
+        mine = values(found)
+    with shop.refresh(full=True) as other:
+        assert values(other) == mine
+
+
 def test_what_ends_a_state_is_told(tmp_path: Path) -> None:
     shop = Shop(tmp_path / "p", 41)
     shop.prepare()
-    assert foreseen(shop) == "full: the first of its kind; 10 segments"
+    assert foreseen(shop) == "full: the first of its kind; 10 parts"
     first = shop.run()
-    assert how(first) == "full: the first of its kind; 10 segments read"
-    assert how(shop.run()) == "refresh: 0 new segments of 10; 0 units recomputed"
-    assert foreseen(shop) == "refresh: 0 new segments of 10"
+    assert how(first) == "full: the first of its kind; 10 parts read"
+    assert how(shop.run()) == "refresh: 0 new parts of 10; 0 units recomputed"
+    assert foreseen(shop) == "refresh: 0 new parts of 10"
     # a file of it is damaged: it is counted anew, and stored
     folder = next(p for p in state.home(shop.root).iterdir() if p.is_dir())
     column = max(folder.glob("*-column*"), key=lambda p: p.stat().st_size)
@@ -557,13 +588,13 @@ def test_what_ends_a_state_is_told(tmp_path: Path) -> None:
     assert figures(found) == figures(shop.run(full=True))
     shop.write("events", "day-00-later", 0, 10)
     shop.prepare()
-    assert foreseen(shop) == "refresh: 1 new segments of 12"
+    assert foreseen(shop) == "refresh: 1 new parts of 12"
     # too much is another
     for path in shop.files("events")[:6]:
         pq.write_table(pq.read_table(path).slice(1), path)
     shop.prepare()
-    assert foreseen(shop) == "full: more than half of the segments changed; 12 segments"
-    assert how(shop.run()).startswith("full: more than half of the segments changed")
+    assert foreseen(shop) == "full: more than half of the parts changed; 12 parts"
+    assert how(shop.run()).startswith("full: more than half of the parts changed")
     # a definition is another, and the old one is found again
     text = (shop.root / "payoff.yml").read_text()
     (shop.root / "payoff.yml").write_text(text.replace("name = 'view'", "name = 'other'"))
@@ -606,7 +637,7 @@ def test_two_runs_at_once_and_a_full_disk_cost_the_state_and_no_figure(
     assert how(again).endswith("the state could not be stored: No space left on device")
     assert figures(again) == figures(found)
     assert figures(shop.run()) == figures(found)
-    assert how(shop.run()).startswith("refresh: 0 new segments of 12")
+    assert how(shop.run()).startswith("refresh: 0 new parts of 12")
 
 
 def test_the_command_line_counts_all_again_when_asked_and_drops_states_with_copies(tmp_path: Path) -> None:
@@ -622,7 +653,7 @@ def test_the_command_line_counts_all_again_when_asked_and_drops_states_with_copi
         return answer
 
     assert how(run()).startswith("full: the first of its kind")
-    assert how(run()).startswith("refresh: 0 new segments")
+    assert how(run()).startswith("refresh: 0 new parts")
     assert how(run("--full")).startswith("full: asked for")
     assert state.home(shop.root).is_dir()
     dropped = CliRunner().invoke(app, ["prepare", "--drop", "--project", str(shop.root)])

@@ -14,14 +14,19 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 import duckdb
+import numpy as np
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from sqlglot import exp
 
 from payoff.errors import ConnectionFailed, DataError, PayoffError
@@ -40,11 +45,15 @@ US: Final = "payoff_us"
 """The column of a segment with the time in microseconds since the epoch: BIGINT, NULL where a row has none."""
 
 _FILE, _ID = "payoff_file", "payoff_id"
-_LAYOUT: Final = 1
+_LAYOUT: Final = 2
 """Of what a manifest says and how segments are sorted: a layout of another version is made anew."""
 _WHOLE: Final = 4_000_000
 """Rows of a file that stay one segment. A larger file is a segment a month, so that a short window does not read years."""
+_MOST: Final = 32_000_000
+"""Rows of files that are put into one segment. A file that comes late to a month has all of its segment sorted again, and what a sort
+does not find room for in memory it spills: beyond this a month is several segments, of which one is made anew."""
 _LAST_MONTH: Final = (2100 - 1970) * 12
+_DAY: Final = 86_400_000_000
 # lz4 is read a third faster than zstd here, and with the encodings of version 2 its files are as small (20M events: 260 MB against
 # 240). Larger row groups were read no faster, and smaller ones are the unit of work of a thread.
 _FORMAT: Final = "FORMAT parquet, COMPRESSION lz4_raw, PARQUET_VERSION v2, ROW_GROUP_SIZE 122880"
@@ -53,25 +62,76 @@ _INEXACT: Final = re.compile(r"\bINTERVAL\b|\bTIME WITH TIME ZONE\b|\bVARIANT\b"
 
 
 @dataclass(frozen=True, slots=True)
-class Segment:
-    """One sorted Parquet file at ``path``, by (unit, time, every other column). ``first_us`` and ``last_us`` are its earliest and
-    latest time, None where no row has one. ``of`` is what it was made of: a file's path relative to the project, a month of
-    a table, or a month of a large file; ``fingerprint`` is of that."""
+class Part:
+    """What a segment holds of one thing: ``of`` is a file's path relative to the project, a month of a table, or a month of a large
+    file, and ``fingerprint`` is of that. Of its ``rows`` as many as ``timed`` have a time, from ``first_us`` to ``last_us`` (None where
+    none has). ``file`` and ``span`` are where they are stored: rows of a file, with times from and to; ``units`` is where, in the
+    segment's file of units, its own are noted: from which byte, and how many."""
 
-    path: str
+    of: str
+    fingerprint: str
     rows: int
     first_us: int | None
     last_us: int | None
-    of: str
-    fingerprint: str
+    timed: int
+    file: str | None = None
+    span: tuple[int | None, int | None] | None = None
+    units: tuple[int, int] = (0, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """One sorted Parquet file at ``path``, by (unit, time, every other column); or its rows within ``bounds``, where there are some: those
+    of its ``parts`` alone.
+
+    ``parts`` are in the order of ``of``. Where there are several, every row has a time and each part ends before the next one begins, so
+    that the rows of a unit lie part after part.
+    """
+
+    path: str
+    parts: tuple[Part, ...]
+    bounds: tuple[tuple[int, int], ...] | None = None
+
+    @property
+    def rows(self) -> int:
+        return sum(part.rows for part in self.parts)
+
+    @property
+    def first_us(self) -> int | None:
+        return self.parts[0].first_us
+
+    @property
+    def last_us(self) -> int | None:
+        return self.parts[-1].last_us
+
+    def only(self, ofs: Container[str]) -> Segment | None:
+        """The rows of those parts alone; None where it has none of them."""
+        assert self.bounds is None
+        runs = [list(run) for kept, run in groupby(self.parts, lambda p: p.of in ofs) if kept]
+        parts = tuple(part for run in runs for part in run)
+        if len(parts) in (0, len(self.parts)):
+            return self if parts else None
+        return Segment(self.path, parts, tuple((run[0].first_us or 0, run[-1].last_us or 0) for run in runs))
+
+    def condition(self) -> exp.Expr | None:
+        """Which rows of the file are meant; None: all."""
+        if self.bounds is None:
+            return None
+        return exp.paren(exp.or_(*(fragment(f"{US} BETWEEN $a AND $b", a=a, b=b) for a, b in self.bounds)))
+
+    def units(self, part: Part) -> np.ndarray:
+        """The units that a part has rows of, packed (``unpack``); -1 is rows without an id. Raises OSError."""
+        with open(_units_beside(self.path), "rb") as handle:
+            handle.seek(part.units[0])
+            return np.frombuffer(handle.read(part.units[1]), np.uint8)
 
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
     """One relation clustered for one entity.
 
-    ``columns`` are the relation's own, name to type; a segment has ``UNIT`` and ``US`` beside them. Segments are in the order of
-    ``of``. ``units`` is the path of the Parquet file (payoff_unit, unit) that tells the id of a number, as the relation stores it.
+    ``columns`` are the relation's own, name to type; a segment has ``UNIT`` and ``US`` beside them. Segments are in the canonical order,
+    that of the ``of`` of their parts; parts without rows aside, no segment has a part that sorts between those of another. ``units`` is the path of the Parquet file (payoff_unit, unit) that tells the id of a number, as the relation stores it.
     ``version`` changes with whatever the copy holds; units keep their numbers, and new ones are added, as long as ``numbering`` is the
     same. ``unit`` and ``time`` are the SQL of id and microseconds over ``columns``.
     """
@@ -86,6 +146,11 @@ class Prepared:
     numbering: str
     unit: str
     time: str
+
+    @property
+    def parts(self) -> dict[str, str]:
+        """What it was made of: ``of`` -> fingerprint."""
+        return {part.of: part.fingerprint for segment in self.segments for part in segment.parts}
 
     def rows(self) -> exp.Select:
         """Every row, with the relation's own columns: what it gives itself, in another order."""
@@ -246,7 +311,12 @@ def drop(root: Path, keys: Collection[str] | None = None) -> list[Report]:
             if manifest is not None:
                 out.append(
                     Report(
-                        manifest.key, (), manifest.entity, "dropped", "its copy is removed", removed=len(manifest.parts)
+                        manifest.key,
+                        (),
+                        manifest.entity,
+                        "dropped",
+                        "its copy is removed",
+                        removed=len(manifest.segments),
                     )
                 )
     return out
@@ -318,7 +388,8 @@ class _Making:
             numbering=secrets.token_hex(8),
             units="",
             count=0,
-            parts=(),
+            segments=(),
+            sizes={},
             files={},
             store=None,
         )
@@ -326,33 +397,32 @@ class _Making:
         base = old if old is not None and usable else blank
         paths = self.stored.files or [str(p) for p in _database_files(self.stored.database)]
         _settle(paths)
-        if self.stored.files:
-            new, build = self._of_files(base)
-        else:
-            new, build = self._of_table(base)
-        removed = len({p.of for p in (old.parts if old else ())} - {p.of for p in new.parts} - {p.of for p in build})
-        if build or not base.units:
-            new = self._build(new, build)
+        new, stay, read = self._of_files(base) if self.stored.files else self._of_table(base)
+        built = 0
+        if read or not base.units or len(stay) < len(base.parts):
+            new, built = self._build(new, stay, read)
             status: Literal["prepared", "fresh"] = "prepared"
         else:
-            status = "prepared" if removed else "fresh"
+            status = "fresh"
         self._unchanged(new)
         if new != old:
             _commit(self.folder, new)
             _sweep(self.folder)
-        said = "nothing had changed" if status == "fresh" else self._said(old, bool(usable), len(build), removed)
+        there = {part.of for part in new.parts}
+        removed = sum(there.isdisjoint(part.of for part in s.parts) for s in (old.segments if old is not None else ()))
+        said = "nothing had changed" if status == "fresh" else self._said(old, bool(usable), built, removed)
         return Report(
             relation=self.key,
             sources=self.names,
             entity=self.entity,
             status=status,
             detail=said,
-            segments=len(new.parts),
-            built=len(build),
+            segments=len(new.segments),
+            built=built,
             removed=removed,
-            rows=sum(p.rows for p in new.parts),
+            rows=sum(s.rows for s in new.segments),
             units=new.count,
-            bytes=sum((self.folder / name).stat().st_size for name in new.names()),
+            bytes=sum(new.sizes.values()),
             seconds=time.monotonic() - self.started,
         )
 
@@ -404,109 +474,135 @@ class _Making:
             column=name or self.unit.sql("duckdb"),
         )
 
-    def _of_files(self, base: _Manifest) -> tuple[_Manifest, list[_Part]]:
-        """What stays, and the segments to build, of files: a file whose content is another is built again."""
+    def _of_files(self, base: _Manifest) -> tuple[_Manifest, list[Part], list[Part]]:
+        """What the copy has of files, and what has to be read: a file whose content is another is read again. Text would have to be
+        parsed to be looked at, and waits for that until it is read."""
         own = _relative(self.root, self.stored.files)
         marks = {name: _look(path, base.files.get(name)) for name, path in own.items()}
         same = {n for n, mark in marks.items() if n in base.files and base.files[n].sha256 == mark.sha256}
-        stay = tuple(p for p in base.parts if p.file in same)
-        changed = {own[name]: name for name in own if name not in same}
-        months = self._months(changed)
-        build: list[_Part] = []
-        for name in changed.values():
-            found = months.get(name, {None: 0})
-            rows = sum(found.values())
-            whole = rows <= _WHOLE or len(found) == 1
-            for month, n in {None: rows}.items() if whole else found.items():
-                label, span = (name, None) if whole else (f"{name} {_label(month)}", _span(month))
-                build.append(_Part("", 0, n, None, None, label, marks[name].sha256, name, span))
-        return replace(base, parts=stay, files=marks), build
+        stay = [p for p in base.parts if p.file in same]
+        read = [Part(name, mark.sha256, 0, None, None, 0, name) for name, mark in marks.items() if name not in same]
+        if not self.stored.text:
+            assert isinstance(self.catalog.engine, DuckDBEngine)
+            read = self._looked_at(self.catalog.engine, read)
+        return replace(base, files=marks), stay, read
 
-    def _months(self, changed: Mapping[str, str]) -> dict[str, dict[int | None, int]]:
-        """The rows of files by month. Nothing of text files, which would have to be parsed for it, and are read whole in any case."""
-        out: dict[str, dict[int | None, int]] = {}
-        if not changed or self.stored.text:
-            return out
+    def _looked_at(self, engine: DuckDBEngine, files: Sequence[Part]) -> list[Part]:
+        """Files with their rows and times; a large one by its months."""
+        if not files:
+            return []
         query = sql(
-            "SELECT $file AS file, $month AS month, count(*) AS n FROM rows GROUP BY ALL",
+            """
+            SELECT $file AS file, $month AS month, count(*) AS n, count($us) AS timed, min($us) AS first_us, max($us) AS last_us
+            FROM rows GROUP BY ALL
+            """,
             file=column(_FILE),
             month=_month(),
-            rows=Query(self._rows(list(changed))),
+            us=column(US),
+            rows=Query(self._rows([self._path(p.of) for p in files], loaded=self.stored.text)),
         )
-        for row in self.catalog.engine.fetch(query, f"prepare {self.view.name}: months", self.view.name).to_pylist():
-            out.setdefault(changed[row["file"]], {})[row["month"]] = row["n"]
+        found: dict[str, list[dict[str, Any]]] = {}
+        for row in engine.fetch(query, f"prepare {self.view.name}: months", self.view.name).to_pylist():
+            found.setdefault(_named(self.root, row["file"]), []).append(row)
+        out: list[Part] = []
+        for part in files:
+            months = found.get(part.of, [])
+            rows, timed = (sum(row[name] for row in months) for name in ("n", "timed"))
+            if rows > _WHOLE and len(months) > 1 and not self.stored.text:
+                out += [
+                    Part(
+                        f"{part.of} {_label(row['month'])}",
+                        part.fingerprint,
+                        row["n"],
+                        row["first_us"],
+                        row["last_us"],
+                        row["timed"],
+                        part.of,
+                        _span(row["month"]),
+                    )
+                    for row in months
+                ]
+                continue
+            first = min((row["first_us"] for row in months if row["timed"]), default=None)
+            last = max((row["last_us"] for row in months if row["timed"]), default=None)
+            out.append(replace(part, rows=rows, first_us=first, last_us=last, timed=timed))
         return out
 
-    def _of_table(self, base: _Manifest) -> tuple[_Manifest, list[_Part]]:
-        """The same of a table, by months: one whose rows are others is built again."""
+    def _of_table(self, base: _Manifest) -> tuple[_Manifest, list[Part], list[Part]]:
+        """The same of a table, by months: one whose rows are others is read again."""
         assert self.stored.database is not None
         store = _store(self.root, self.stored.database)
         if base.units and base.store == store:
-            return base, []
+            return base, base.parts, []
         values = [column(name) for name in self.columns]
         query = sql(
             """
-            SELECT $month AS month, count(*) AS n, CAST(sum(hash($values)) AS VARCHAR) AS added, CAST(bit_xor(hash($values)) AS VARCHAR) AS mixed
+            SELECT $month AS month, count(*) AS n, count($us) AS timed, min($us) AS first_us, max($us) AS last_us,
+                CAST(sum(hash($values)) AS VARCHAR) AS added, CAST(bit_xor(hash($values)) AS VARCHAR) AS mixed
             FROM rows GROUP BY ALL
             """,
             month=_month(),
+            us=column(US),
             values=values,
             rows=Query(self._rows([])),
         )
         months = self.catalog.engine.fetch(query, f"prepare {self.view.name}: months", self.view.name).to_pylist()
-        wanted = {
-            _label(row["month"]): _Part(
-                name="",
-                bytes=0,
-                rows=row["n"],
-                first_us=None,
-                last_us=None,
+        wanted = [
+            Part(
                 of=_label(row["month"]),
                 fingerprint=f"{row['n']} {row['added']} {row['mixed']}",
-                file=None,
+                rows=row["n"],
+                first_us=row["first_us"],
+                last_us=row["last_us"],
+                timed=row["timed"],
                 span=_span(row["month"]),
             )
             for row in months
-        } or {"no rows": _Part("", 0, 0, None, None, "no rows", "0", None, None)}
-        stay = tuple(p for p in base.parts if p.of in wanted and wanted[p.of].fingerprint == p.fingerprint)
-        build = [part for of, part in wanted.items() if of not in {p.of for p in stay}]
-        return replace(base, parts=stay, store=store), build
+        ] or [Part("no rows", "0", 0, None, None, 0)]
+        known = {p.of: p for p in base.parts}
+        same = {p.of for p in wanted if p.of in known and known[p.of].fingerprint == p.fingerprint}
+        return replace(base, store=store), [known[of] for of in same], [p for p in wanted if p.of not in same]
 
     # ------------------------------------------------------------ building
 
-    def _build(self, kept: _Manifest, build: Sequence[_Part]) -> _Manifest:
-        """Write the segments to build, and the units that they add. Nothing that is there is touched."""
+    def _build(self, base: _Manifest, stay: Sequence[Part], read: Sequence[Part]) -> tuple[_Manifest, int]:
+        """Write the segments that are not there, of what ``base`` has and of what is stored, and the units that they add. Nothing that
+        is there is touched. How many were written is told beside."""
         token, name = secrets.token_hex(4), self.view.name
-        units = self.folder / f"units-{token}.parquet"
-        ordered = sorted(build, key=lambda p: p.of)
-        named = [replace(p, name=f"{i:05}-{token}.parquet") for i, p in enumerate(ordered)]
-        probe = self.folder / f"types-{token}.parquet"
-        written = [probe, units, *(self.folder / p.name for p in named)]
-        files = sorted({self._path(p.file) for p in build if p.file is not None})
+        units, probe = self.folder / f"units-{token}.parquet", self.folder / f"types-{token}.parquet"
+        paths = [self.folder / f"{i:05}-{token}.parquet" for i in range(len(stay) + len(read))]
+        written = [probe, units, *(file for path in paths for file in (path, _units_beside(path)))]
+        there = {s.parts: s for s in base.segments}
         try:
-            with self._writer(written, [self.folder / n for n in kept.names() if n]) as engine:
-                self._hold_exactly(engine, probe)
-                if self.stored.text:  # parsed once, and not for its units and again for each segment
-                    what = f"prepare {name}: read"
-                    engine.keep("stored", Query(self._stored(files)), what, name)
-                before = kept.count if kept.units else 0
-                self._number(engine, kept, before, files)
-                every = Query(exp.select(column(UNIT), "unit").from_("units").order_by(column(UNIT)))
-                engine.write(every, units, f"prepare {name}: units", name)
-                done = []
-                for i, part in enumerate(named, 1):
-                    done.append(self._segment(engine, part, files, f"prepare {name}: segment {i:,} of {len(named):,}"))
-                parts = tuple(sorted((*kept.parts, *done), key=lambda p: p.of))
-                count = int(engine.row(sql("SELECT count(*) AS n FROM units"), "count units", name)["n"])
-                new = replace(kept, units=units.name, count=count, parts=parts)
-                read = engine.types(Query(new.prepared(self.folder).rows()), name)
-                assert read == self.columns, (read, self.columns)
+            with self._writer(written, [self.folder / n for n in base.names()]) as engine:
+                if read or not base.units:
+                    self._hold_exactly(engine, probe)
+                    files = [self._path(p.of) for p in read] if self.stored.text else []
+                    if files:  # parsed once, and not for its units and again for each segment
+                        engine.keep("stored", Query(self._stored(files)), f"prepare {name}: read", name)
+                        read = self._looked_at(engine, read)
+                    self._number(engine, base, read)
+                    every = Query(exp.select(column(UNIT), "unit").from_("units").order_by(column(UNIT)))
+                    engine.write(every, units, f"prepare {name}: units", name)
+                    count = int(engine.row(sql("SELECT count(*) AS n FROM units"), "count units", name)["n"])
+                    base = replace(base, units=units.name, count=count)
+                groups = grouped([*stay, *read])
+                missing = [group for group in groups if group not in there]
+                for i, (group, path) in enumerate(zip(missing, paths, strict=False), 1):
+                    what = f"prepare {name}: segment {i:,} of {len(missing):,}"
+                    there[group] = self._segment(engine, base, group, set(read), path, what)
+                segments = tuple(there[group] for group in groups)
+                beside = (n for s in segments for n in (s.path, _units_beside(s.path).name))
+                sizes = {n: (self.folder / n).stat().st_size for n in (base.units, *beside)}
+                new = replace(base, segments=segments, sizes=sizes)
+                types = engine.types(Query(new.prepared(self.folder).rows()), name)
+                assert types == self.columns, (types, self.columns)
             flush([p for p in written if p.exists()])
         except BaseException:
             for path in written:
                 path.unlink(missing_ok=True)
             raise
-        return new
+        return new, len(missing)
 
     def _hold_exactly(self, engine: _Writer, probe: Path) -> None:
         """Raises DataError for a column whose type comes back as another, before anything is sorted."""
@@ -518,62 +614,62 @@ class _Making:
                 raise self._cannot_hold("" if column_ == _ID else column_, kind)
         probe.unlink()
 
-    def _number(self, engine: _Writer, kept: _Manifest, before: int, files: Sequence[str]) -> None:
+    def _number(self, engine: _Writer, base: _Manifest, read: Sequence[Part]) -> None:
         """The table ``units``: the numbers given so far, and after them those of new units by their first time, then by id."""
         name = self.view.name
-        rows = Query(self._rows(files, loaded=self.stored.text))
         new = sql(
             """
             SELECT $before + row_number() OVER (ORDER BY first_us NULLS LAST, unit) - 1 AS payoff_unit, unit
             FROM (SELECT $id AS unit, min($us) AS first_us FROM rows WHERE $id IS NOT NULL GROUP BY ALL) AS seen
             """,
-            before=before,
+            before=base.count,
             id=column(_ID),
             us=column(US),
-            rows=rows,
+            rows=Query(self._of_parts(read)),
         )
         what = f"prepare {name}: units"
-        if not kept.units:
+        if not base.units:
             engine.keep("units", new, what, name)
             return
-        there = exp.select(column(UNIT), "unit").from_(_parquet([str(self.folder / kept.units)]))
+        there = exp.select(column(UNIT), "unit").from_(_parquet([str(self.folder / base.units)]))
         engine.keep("units", Query(there), what, name)
         tree = new.tree.copy()
         assert isinstance(tree, exp.Select)
         unseen = "NOT EXISTS (SELECT 1 FROM units AS given WHERE given.unit = seen.unit)"
         engine.append("units", Query(tree.where(unseen, dialect="duckdb")), what, name)
 
-    def _segment(self, engine: _Writer, part: _Part, files: Sequence[str], what: str) -> _Part:
-        """One segment, written and looked at. Raises ConnectionFailed where its rows are not those that were counted."""
-        where = [] if part.span is None else self._between(*part.span)
-        if part.file is not None:
-            where.append(exp.EQ(this=column(_FILE), expression=exp.Literal.string(self._path(part.file))))
-        rows = exp.select("*").from_(self._rows(files, loaded=self.stored.text).subquery("every"))
-        own = [column(name, "own") for name in self.columns]
+    def _segment(
+        self, engine: _Writer, base: _Manifest, group: tuple[Part, ...], read: Collection[Part], path: Path, what: str
+    ) -> Segment:
+        """One segment, written and looked at: the parts that are ``read`` from where they are stored, and the others from the copy.
+        Raises ConnectionFailed where its rows are not those that were counted."""
+        values = [column(name) for name in self.columns]
+        found: list[exp.Query] = []
+        stored = [part for part in group if part in read]
+        if stored:
+            own = [column(name, "own") for name in (*self.columns, US)]
+            joined = exp.select(*own, column(UNIT, "units")).from_("own")
+            found.append(joined.join("units", on="units.unit = own.payoff_id", join_type="left"))
+        copied = {part.of for part in group if part not in read}
+        for segment in filter(None, (s.only(copied) for s in base.segments)):
+            there = _parquet([str(self.folder / segment.path)])
+            found.append(exp.select(*values, column(US), column(UNIT)).from_(there).where(segment.condition()))
         # Rows of one unit at one time are in one order too, whatever order they were met in. By a hash of them: to sort by every
         # column takes a third longer and a key as wide as the row.
         query = sql(
-            """
-            SELECT $values, units.payoff_unit AS payoff_unit, own.payoff_us AS payoff_us
-            FROM own LEFT JOIN units ON units.unit = own.payoff_id
-            ORDER BY payoff_unit, payoff_us, hash($values)
-            """,
-            values=own,
-            own=Query(rows.where(conjunction(*where)) if where else rows),
+            "SELECT $values, payoff_unit, payoff_us FROM found ORDER BY payoff_unit, payoff_us, hash($values)",
+            values=values,
+            found=Query(together(found)),
+            **({"own": Query(self._of_parts(stored))} if stored else {}),
         )
-        path = self.folder / part.name
         engine.write(query, path, what, self.view.name)
-        look = sql(
-            "SELECT count(*) AS n, min($us) AS first_us, max($us) AS last_us FROM segment",
-            us=column(US),
-            segment=Query(exp.select(column(US)).from_(_parquet([str(path)]))),
-        )
-        found = engine.row(look, what, self.view.name)
-        if not self.stored.text and found["n"] != part.rows:
+        rows, noted = _noted(path, group)
+        if rows != [part.rows for part in group]:
             raise self._changed()
-        return replace(
-            part, bytes=path.stat().st_size, rows=found["n"], first_us=found["first_us"], last_us=found["last_us"]
-        )
+        ends = np.cumsum([0, *map(len, noted)]).tolist()
+        parts = tuple(replace(part, units=(ends[i], len(noted[i]))) for i, part in enumerate(group))
+        _units_beside(path).write_bytes(b"".join(noted))
+        return Segment(path.name, parts)
 
     def _between(self, low_us: int | None, high_us: int | None) -> list[exp.Expr]:
         """Rows from ``low_us`` to before ``high_us``; both None: those without a time."""
@@ -582,6 +678,21 @@ class _Making:
         bounds = self.clock.between(low_us, high_us)  # by the column as stored, so that most of the others are not read
         bounds += [] if low_us is None else [fragment("$us >= $low", us=column(US), low=low_us)]
         return bounds + ([] if high_us is None else [fragment("$us < $high", us=column(US), high=high_us)])
+
+    def _of_parts(self, parts: Sequence[Part]) -> exp.Select:
+        """The rows of parts from where they are stored."""
+        by_span: dict[tuple[int | None, int | None] | None, list[str]] = {}
+        for part in parts:
+            by_span.setdefault(part.span, []).append(part.file or "")
+        files = sorted({self._path(part.file) for part in parts if part.file is not None})
+        rows = exp.select("*").from_(self._rows(files, loaded=self.stored.text).subquery("every"))
+        wanted = []
+        for span, named in by_span.items():
+            bounds = [] if span is None else self._between(*span)
+            if self.stored.text or (self.stored.files and len(by_span) > 1):
+                bounds.append(column(_FILE).isin(*(exp.Literal.string(self._path(name)) for name in named)))
+            wanted.append(conjunction(*bounds))
+        return rows.where(exp.or_(*map(exp.paren, wanted)))
 
     def _rows(self, files: Sequence[str], loaded: bool = False) -> exp.Select:
         """The rows with their id and their microseconds, and those of files with their file."""
@@ -630,6 +741,107 @@ class _Making:
         )
 
 
+# ---------------------------------------------------------------- parts into segments
+
+
+def grouped(parts: Iterable[Part]) -> list[tuple[Part, ...]]:
+    """Which parts are one segment: those of a month that is over and, in the last month, those of a day that is over.
+
+    Only parts that stay part after part when all of their rows are sorted by time: every row has a time, each ends before the next
+    begins, and they follow each other in the order of ``of``, in which the values of a unit are added up. It depends on nothing but the
+    parts that there are, and so not on how they came. A month or a day is over when a part begins in a later one; both are UTC's.
+    """
+    ordered = sorted(parts, key=lambda p: p.of)
+    latest = max((p.first_us for p in ordered if p.first_us is not None), default=0)
+    times = sorted((p.first_us, p.last_us or 0) for p in ordered if p.first_us is not None)
+    out: list[list[Part]] = []
+    run: list[Part]
+    run, rows = [], 0
+    for part in ordered:
+        if part.rows and run and rows + part.rows <= _MOST and _follows(run[-1], part, latest, times):
+            run.append(part)
+            rows += part.rows
+            continue
+        out.append([part])
+        if part.rows:  # one without rows keeps nothing apart
+            run, rows = out[-1], part.rows
+    return [tuple(run) for run in out]
+
+
+def _follows(before: Part, after: Part, latest: int, times: Sequence[tuple[int, int]]) -> bool:
+    """May two parts, the one next to the other in their order, be of one segment?"""
+    if before.last_us is None or after.first_us is None or before.last_us >= after.first_us:
+        return False
+    if before.timed < before.rows or after.timed < after.rows:
+        return False
+    period = _over(before, latest)
+    if period is None or period != _over(after, latest):
+        return False
+    # a part between them, named otherwise, would lie within a segment that it is not of: walks go by segments that do not overlap
+    between = times[bisect_right(times, (before.last_us, 1 << 63)) : bisect_left(times, (after.first_us, 0))]
+    return all(last >= after.first_us for _, last in between)
+
+
+def _over(part: Part, latest: int) -> tuple[str, int] | None:
+    """The month or day that all rows of a part are in, and that is over."""
+    assert part.first_us is not None and part.last_us is not None
+    months = [_month_of(us) for us in (part.first_us, part.last_us, latest)]
+    if months[0] != months[1]:
+        return None
+    if months[1] < months[2]:
+        return "month", months[0]
+    first, last, now = (us // _DAY for us in (part.first_us, part.last_us, latest))
+    return ("day", first) if first == last < now else None
+
+
+def _units_beside(path: str | Path) -> Path:
+    """Where the units of a segment's parts are noted."""
+    return Path(path).with_suffix(".units")
+
+
+def _noted(path: Path, parts: Sequence[Part]) -> tuple[list[int], list[bytes]]:
+    """Of the parts of a segment that was written: how many rows each has, and its units, packed."""
+    starts = np.array([part.first_us for part in parts[1:]], np.int64)
+    rows = np.zeros(len(parts), np.int64)
+    small = np.min_scalar_type(len(parts))
+    units, of = [np.empty(0, np.int32)], [np.empty(0, small)]
+    last_unit, last_of = -2, -1
+    with pq.ParquetFile(path) as file:
+        for batch in file.iter_batches(columns=[UNIT, US]):
+            if not batch.num_rows:
+                continue
+            unit = pc.fill_null(batch[UNIT], -1).to_numpy()
+            part = np.searchsorted(starts, pc.fill_null(batch[US], 0).to_numpy(), "right") if len(starts) else unit * 0
+            rows += np.bincount(part, minlength=len(parts))
+            # a unit's rows lie together, and in them those of a part
+            first = (np.diff(unit, prepend=last_unit) != 0) | (np.diff(part, prepend=last_of) != 0)
+            units.append(unit[first].astype(np.int32))
+            of.append(part[first].astype(small))
+            last_unit, last_of = unit[-1], part[-1]
+    unit, part = np.concatenate(units), np.concatenate(of)
+    by_part = np.split(unit[np.argsort(part, kind="stable")], np.cumsum(np.bincount(part, minlength=len(parts)))[:-1])
+    # those without an id come last there
+    return rows.tolist(), [pack(np.roll(own, 1) if len(own) and own[-1] < 0 else own).tobytes() for own in by_part]
+
+
+def pack(units: np.ndarray) -> np.ndarray:
+    """Sorted unit numbers, each once, as bytes: their distances, those of 255 and more apart."""
+    steps = np.diff(units, prepend=-2)
+    large = steps >= 255
+    small = np.where(large, 255, steps).astype(np.uint8)
+    head = np.array([len(units), int(large.sum())], np.int64)
+    return np.concatenate([head.view(np.uint8), steps[large].astype(np.int64).view(np.uint8), small])
+
+
+def unpack(data: np.ndarray) -> np.ndarray:
+    """What ``pack`` was given, as int64."""
+    raw = np.ascontiguousarray(data).tobytes()
+    rows, large = np.frombuffer(raw, np.int64, 2)
+    steps = np.frombuffer(raw, np.uint8, rows, 16 + 8 * large).astype(np.int64)
+    steps[steps == 255] = np.frombuffer(raw, np.int64, large, 16)
+    return np.cumsum(steps) - 2
+
+
 # ---------------------------------------------------------------- months
 
 
@@ -642,6 +854,16 @@ def _month() -> exp.Expr:
         end=_month_us(_LAST_MONTH),
         last=_LAST_MONTH,
     )
+
+
+def _month_of(us: int) -> int:
+    """The same of a time."""
+    if us < 0:
+        return -1
+    if us >= _month_us(_LAST_MONTH):
+        return _LAST_MONTH
+    moment = datetime.fromtimestamp(us // 1_000_000, UTC)
+    return (moment.year - 1970) * 12 + moment.month - 1
 
 
 def _month_us(month: int) -> int:
@@ -681,24 +903,10 @@ class _Mark:
 
 
 @dataclass(frozen=True, slots=True)
-class _Part:
-    """A segment as the manifest names it; ``span`` is that of its rows' times where they are not all rows of a file or table."""
-
-    name: str
-    bytes: int
-    rows: int
-    first_us: int | None
-    last_us: int | None
-    of: str
-    fingerprint: str
-    file: str | None
-    span: tuple[int | None, int | None] | None
-
-
-@dataclass(frozen=True, slots=True)
 class _Manifest:
     """``reads`` is the hash of the SQL of the relation but for its list of files; ``sniffed``: its types are those that ``maker``, the
-    version of DuckDB, found in text. ``store`` is what a database file and its log were."""
+    version of DuckDB, found in text. ``sizes`` are the bytes of each file of the folder; segments are at their names in it. ``store`` is what
+    a database file and its log were."""
 
     layout: int
     key: str
@@ -712,47 +920,41 @@ class _Manifest:
     numbering: str
     units: str
     count: int
-    parts: tuple[_Part, ...]
+    segments: tuple[Segment, ...]
+    sizes: Mapping[str, int]
     files: Mapping[str, _Mark]
     store: tuple[Any, ...] | None
 
     def names(self) -> list[str]:
-        return [self.units, *(p.name for p in self.parts)]
+        return list(self.sizes)
+
+    @property
+    def parts(self) -> list[Part]:
+        return [part for segment in self.segments for part in segment.parts]
 
     def same_kind(self, other: _Manifest) -> bool:
         """Could segments of the one stand beside those of the other?"""
         return self._kind() == other._kind()
 
     def _kind(self) -> _Manifest:
-        return replace(self, numbering="", units="", count=0, parts=(), files={}, store=None)
+        return replace(self, numbering="", units="", count=0, segments=(), sizes={}, files={}, store=None)
 
     def whole(self, folder: Path) -> bool:
         """Is every file there, with the size that it was written with?"""
         try:
-            return (folder / self.units).is_file() and all(
-                (folder / p.name).stat().st_size == p.bytes for p in self.parts
-            )
+            return all((folder / name).stat().st_size == size for name, size in self.sizes.items())
         except OSError:
             return False
 
     def prepared(self, folder: Path) -> Prepared:
-        held = [
-            self.layout,
-            self.entity,
-            self.unit,
-            self.time,
-            self.columns,
-            self.units,
-            [asdict(p) for p in self.parts],
-        ]
+        held = [self.layout, self.entity, self.unit, self.time, self.columns, self.units]
+        held.append([[s.path, [(p.of, p.fingerprint) for p in s.parts]] for s in self.segments])
         return Prepared(
             key=self.key,
             entity=self.entity,
             folder=folder,
             columns=dict(self.columns),
-            segments=tuple(
-                Segment(str(folder / p.name), p.rows, p.first_us, p.last_us, p.of, p.fingerprint) for p in self.parts
-            ),
+            segments=tuple(replace(s, path=str(folder / s.path)) for s in self.segments),
             units=str(folder / self.units),
             version=hashlib.sha256(json.dumps(held).encode()).hexdigest()[:16],
             numbering=self.numbering,
@@ -775,13 +977,15 @@ def _read(folder: Path) -> _Manifest | None:
     try:
         raw = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
         raw["columns"] = tuple((str(name), str(kind)) for name, kind in raw["columns"])
-        raw["parts"] = tuple(
-            _Part(**{**p, "span": None if p["span"] is None else tuple(p["span"])}) for p in raw["parts"]
+        raw["segments"] = tuple(
+            Segment(s["path"], tuple(Part(**{k: _tuples(v) for k, v in p.items()}) for p in s["parts"]))
+            for s in raw["segments"]
         )
         raw["files"] = {name: _Mark(**mark) for name, mark in raw["files"].items()}
         raw["store"] = None if raw["store"] is None else _tuples(raw["store"])
         manifest = _Manifest(**raw)
-        plain = all(re.fullmatch(r"[a-z0-9-]+\.parquet", name) for name in manifest.names())
+        plain = all(re.fullmatch(r"[a-z0-9-]+\.(parquet|units)", name) for name in manifest.names())
+        plain = plain and {manifest.units, *(s.path for s in manifest.segments)} <= set(manifest.names())
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None
     return manifest if plain else None  # it names files of its own folder, and of no other
@@ -909,6 +1113,14 @@ def _reads(select: exp.Query) -> str:
     for listed in tree.find_all(exp.Array):
         listed.set("expressions", [])
     return hashlib.sha256(tree.sql("duckdb").encode()).hexdigest()[:16]
+
+
+def together(queries: Sequence[exp.Query]) -> exp.Query:
+    """The rows of all of them."""
+    out = queries[0]
+    for query in queries[1:]:
+        out = exp.union(out, query, distinct=False)
+    return out
 
 
 def _parquet(paths: Iterable[str]) -> exp.Expr:

@@ -1,10 +1,11 @@
 """Incremental refresh: what earlier runs counted is kept, and a run counts only what is new.
 
 Of each unit of each experiment two things are kept: its exposure (first time, lowest and highest arm, counts of rows), and the
-folded values of its window. Both are of whole segments of the prepared layout, named with their fingerprints. A segment that is
-new and sorts last is folded on top; the units that have rows in a segment that changed, vanished or came late are counted anew
-over all segments, they alone; any other change makes the state anew. A unit's rows are added one after another in the canonical
-order of segments, whichever way the state came about, so that its values are the same to the last bit.
+folded values of its window. Both are of whole parts of the prepared layout (files, or months of a table), named with their
+fingerprints; in which segments the parts lie together is of no matter. A part that is new and sorts last is folded on top; the units
+that have rows in a part that changed, vanished or came late are counted anew over all segments, they alone; any other change makes
+the state anew. A unit's rows are added one after another in the canonical order of parts, whichever way the state came about, so that
+its values are the same to the last bit.
 
 The store is a folder for each definition. Files are written under new names, and a manifest that names them is renamed into place
 last: whoever reads finds the old state or the new one. What is torn by a machine that goes down is found by its checksum, and is
@@ -19,7 +20,7 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
@@ -29,7 +30,6 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from sqlglot import exp
 
 from payoff.errors import DataError
@@ -39,7 +39,7 @@ from payoff.warehouse.engines.duckdb import DuckDBEngine
 from payoff.warehouse.fused import Accumulators
 from payoff.warehouse.layout import Exposure, Layout, Scan
 from payoff.warehouse.locks import locked
-from payoff.warehouse.prepared import UNIT
+from payoff.warehouse.prepared import UNIT, together, unpack
 from payoff.warehouse.query import Query, column, fragment, sql
 from payoff.warehouse.sources import View
 from payoff.warehouse.statements import Statements, Step
@@ -166,10 +166,10 @@ class Store:
             raise Damaged("its manifest is not what was written")
         return dict(told)
 
-    def segments(self) -> dict[str, dict[str, str]] | None:
-        """The segments that the state is of: relation -> ``of`` -> fingerprint; None where there is no state. Raises Damaged."""
+    def parts(self) -> dict[str, dict[str, str]] | None:
+        """The parts that the state is of: relation -> ``of`` -> fingerprint; None where there is no state. Raises Damaged."""
         told = self._read_manifest()
-        return None if told is None else told["facts"]["segments"]
+        return None if told is None else told["facts"]["parts"]
 
     def load(self) -> Held | None:
         """The last state written whole, None where there is none. Raises Damaged where it cannot be used."""
@@ -322,12 +322,12 @@ def drop(folder: Path) -> int:
     return len(states)
 
 
-# ---------------------------------------------------------------- segments
+# ---------------------------------------------------------------- parts
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """How segments differ from those that a state holds, by their ``of``. ``added`` may be folded on top; ``late`` are new but
+    """How the parts of segments differ from those that a state holds, by their ``of``. ``added`` may be folded on top; ``late`` are new but
     sort before one that was folded; of ``changed`` and ``gone`` the rows folded are no longer there."""
 
     added: tuple[str, ...]
@@ -352,24 +352,6 @@ def compare(held: Mapping[str, str], now: Mapping[str, str]) -> Change:
     )
 
 
-def pack(units: np.ndarray) -> np.ndarray:
-    """Sorted unit numbers, each once, as bytes: their distances, those of 255 and more apart."""
-    steps = np.diff(units, prepend=-2)
-    large = steps >= 255
-    small = np.where(large, 255, steps).astype(np.uint8)
-    head = np.array([len(units), int(large.sum())], np.int64)
-    return np.concatenate([head.view(np.uint8), steps[large].astype(np.int64).view(np.uint8), small])
-
-
-def unpack(data: np.ndarray) -> np.ndarray:
-    """What ``pack`` was given, as int64."""
-    raw = np.ascontiguousarray(data).tobytes()
-    rows, large = np.frombuffer(raw, np.int64, 2)
-    steps = np.frombuffer(raw, np.uint8, rows, 16 + 8 * large).astype(np.int64)
-    steps[steps == 255] = np.frombuffer(raw, np.int64, large, 16)
-    return np.cumsum(steps) - 2
-
-
 # ---------------------------------------------------------------- what is kept of a unit
 
 _NEVER = np.iinfo(np.int64).max
@@ -380,31 +362,39 @@ _FEW = 0.05
 """A share of the exposures: the rows of fewer are looked for, those of more are met by reading all."""
 
 
-def _rows_of(paths: Sequence[str], only: str | None = None) -> exp.Select:
+def _rows_of(segments: Sequence[Segment], only: str | None = None) -> exp.Select:
     """The rows of segments; ``only``: a table of the units that are wanted, whose rows then have their places too."""
-    listed = exp.Array(expressions=[exp.Literal.string(path) for path in paths])
+    listed = exp.Array(expressions=[exp.Literal.string(s.path) for s in segments])
     named = "" if only is None else ", file_index, file_row_number"
     query = sql(f"SELECT *{named} FROM read_parquet($files)", files=listed).tree
     assert isinstance(query, exp.Select)
+    for number, segment in enumerate(segments):
+        if (inside := segment.condition()) is not None:
+            query = query.where(fragment("(file_index <> $number OR $inside)", number=number, inside=inside))
     return query if only is None else query.where(fragment(f"coalesce({UNIT}, -1) IN (SELECT unit FROM {only})"))
 
 
-class _Part(View):
+class _Over(View):
     """A view over some segments of its prepared relation."""
 
     @classmethod
-    def over(cls, view: View, paths: Sequence[str], only: str | None = None) -> View:
+    def over(cls, view: View, segments: Sequence[Segment], only: str | None = None) -> View:
         out = object.__new__(cls)
         out.__dict__.update({k: v for k, v in view.__dict__.items() if k != "relation"})
-        out.own = replace(view.own, select=_rows_of(paths, only))
+        out.own = replace(view.own, select=_rows_of(segments, only))
         return out
 
 
-class _Numbered(_Part):
+class _Numbered(_Over):
     """The same, its unit being the number that it has there (-1 without an id)."""
 
     def unit(self, entity: str) -> exp.Expr:
         return fragment(f"coalesce({UNIT}, -1)")
+
+
+def _only(segments: Iterable[Segment], ofs: Container[str]) -> list[Segment]:
+    """The segments with the parts that are named, and no other rows."""
+    return [found for segment in segments if (found := segment.only(ofs)) is not None]
 
 
 class _TooMany(Exception):
@@ -441,7 +431,6 @@ class Refresh:
         self._full = full
         self._changed = np.zeros(0, bool)
         self._were: list[tuple[np.ndarray, dict[str, np.ndarray]]] = []
-        self._units_seen: dict[str, np.ndarray] = {}
         self._whole = False
         self._fresh = False
         self._why = self._unkept = ""
@@ -478,18 +467,18 @@ class Refresh:
 
     def foreseen(self) -> str:
         """How a run would go, in a clause; no row is read for it."""
-        segments = sum(len(p.segments) for p in self._prepared.values())
+        parts = sum(len(p.parts) for p in self._prepared.values())
         try:
-            held = self._store.segments()
+            held = self._store.parts()
         except Damaged as error:
-            return f"full: the state is damaged ({error}); {segments:,} segments"
+            return f"full: the state is damaged ({error}); {parts:,} parts"
         if held is None:
-            return f"full: the first of its kind; {segments:,} segments"
-        changes = {k: compare(held[k], {s.of: s.fingerprint for s in p.segments}) for k, p in self._prepared.items()}
-        if any(c.rewritten > len(self._prepared[k].segments) / 2 for k, c in changes.items()):
-            return f"full: more than half of the segments changed; {segments:,} segments"
+            return f"full: the first of its kind; {parts:,} parts"
+        changes = {k: compare(held[k], p.parts) for k, p in self._prepared.items()}
+        if any(c.rewritten > len(self._prepared[k].parts) / 2 for k, c in changes.items()):
+            return f"full: more than half of the parts changed; {parts:,} parts"
         new = sum(len(c.added) + len(c.late) + len(c.changed) for c in changes.values())
-        return f"refresh: {new:,} new segments of {segments:,}"
+        return f"refresh: {new:,} new parts of {parts:,}"
 
     def count(self) -> bool:
         """Bring exposures and values up to the segments that there are. False where that cannot be: there are too many arms, or
@@ -514,10 +503,7 @@ class Refresh:
         held, facts = self._held, self._held.facts
         self._before = held.rows
         self._changed = np.zeros(held.rows, bool)
-        self._changes = {
-            key: compare(facts["segments"][key], {s.of: s.fingerprint for s in prepared.segments})
-            for key, prepared in self._prepared.items()
-        }
+        self._changes = {key: compare(facts["parts"][key], prepared.parts) for key, prepared in self._prepared.items()}
         for exposure in self._exposures:
             self._expose(exposure)
         if self._fresh and sum(c.nbytes for c in held.columns.values()) > self._engine.memory() / 2:
@@ -529,7 +515,7 @@ class Refresh:
             self._fold(scan)
         for key, of in self._prepared.items():
             self._note_units(key, of)
-            facts["segments"][key] = {s.of: s.fingerprint for s in of.segments}
+            facts["parts"][key] = of.parts
         if len(self._changed) < held.rows:
             self._changed = np.concatenate([self._changed, np.ones(held.rows - len(self._changed), bool)])
         self._tally()
@@ -544,9 +530,8 @@ class Refresh:
         if held is None:
             return self._none("the first of its kind")
         for key, of in self._prepared.items():
-            now = {s.of: s.fingerprint for s in of.segments}
-            if compare(held.facts["segments"][key], now).rewritten > len(now) / 2:
-                return self._none("more than half of the segments changed")
+            if compare(held.facts["parts"][key], of.parts).rewritten > len(of.parts) / 2:
+                return self._none("more than half of the parts changed")
         return held
 
     def _none(self, why: str) -> Held:
@@ -557,22 +542,22 @@ class Refresh:
         for scan in self._scans:
             columns |= {f"{scan.table}_unit": np.int32, f"{scan.table}_t0": np.int64}
         made = Held(0, {name: np.empty(0, kind) for name, kind in columns.items()})
-        made.facts = {"segments": {key: {} for key in self._prepared}}
+        made.facts = {"parts": {key: {} for key in self._prepared}}
         made.facts |= {"arms": [], "units": {}, "looks": {}, "moments": {}, "counts": []}
         return made
 
     # ---------------------------------------------------------------- exposures
 
     def _exposure(self, exposure: Exposure, segments: Sequence[Segment], only: str | None) -> Step:
-        view = _Numbered.over(exposure.view, [s.path for s in segments], only)
+        view = _Numbered.over(exposure.view, segments, only)
         return self._statements.exposure(replace(exposure, view=view))
 
     def _expose(self, exposure: Exposure) -> None:
-        """Exposures of the segments that are new, merged; those of units in rewritten ones, counted anew."""
+        """Exposures of the parts that are new, merged; those of units in rewritten ones, counted anew."""
         key = self._key(exposure.view)
         change, segments = self._changes[key], self._segments(exposure.view)
         new = {*change.added, *change.late}
-        read = [s for s in segments if s.of in new]
+        read = _only(segments, new)
         if read:
             self._merge(exposure, self._counted(exposure, read, None))
         dirty = self._units_in(key, [*change.changed, *change.gone], change.changed)
@@ -748,7 +733,7 @@ class Refresh:
         return int(found["n"])
 
     def _note_units(self, key: str, prepared: Prepared) -> None:
-        """Which units each new segment has rows of: what is to be counted anew should it change."""
+        """Which units each new part has rows of: what is to be counted anew should it change."""
         held = self._held
         held.facts["units"][key] = self._count_of[key]
         change = self._changes[key]
@@ -756,29 +741,15 @@ class Refresh:
             held.parts.pop(f"units {key} {of}", None)
         new = {*change.added, *change.late, *change.changed}
         for segment in prepared.segments:
-            if segment.of in new:
-                held.parts[f"units {key} {segment.of}"] = Array(pack(self._units_now(segment)))
-
-    def _units_now(self, segment: Segment) -> np.ndarray:
-        if segment.path not in self._units_seen:
-            self._units_seen = (
-                {segment.path: self._look_for_units(segment)}
-                if self._fresh
-                else {**self._units_seen, segment.path: self._look_for_units(segment)}
-            )
-        return self._units_seen[segment.path]
-
-    @staticmethod
-    def _look_for_units(segment: Segment) -> np.ndarray:
-        rows = pc.fill_null(pq.read_table(segment.path, columns=[UNIT])[UNIT], -1).to_numpy()
-        units: np.ndarray = np.sort(rows[np.flatnonzero(np.diff(rows, prepend=-2))])  # a unit's rows lie together
-        return units
+            for part in segment.parts:
+                if part.of in new:
+                    held.parts[f"units {key} {part.of}"] = Array(segment.units(part))
 
     def _units_in(self, key: str, old: Iterable[str], now: Iterable[str]) -> np.ndarray:
-        """The units with rows in segments as they were when they were folded, or (``now``) as they are."""
+        """The units with rows in parts as they were when they were folded, or (``now``) as they are."""
         wanted = set(now)
         found = [unpack(self._held.parts[f"units {key} {of}"].read()) for of in old]
-        found += [self._units_now(s) for s in self._prepared[key].segments if s.of in wanted]
+        found += [unpack(s.units(p)) for s in self._prepared[key].segments for p in s.parts if p.of in wanted]
         return np.unique(np.concatenate(found)) if found else np.empty(0, np.int64)
 
     # ---------------------------------------------------------------- values
@@ -810,17 +781,18 @@ class Refresh:
         rows = np.flatnonzero(anew & (number >= 0))
         if len(rows):
             first, last = int(c["t0"][rows].min()) + back, None if reach is None else int(c["t0"][rows].max()) + reach
-            earlier = [s for s in segments if s.of not in added and fused.reaches(s, first, last)]
+            kept = self._prepared[key].parts.keys() - added
+            earlier = [s for s in _only(segments, kept) if fused.reaches(s, first, last)]
             many = len(rows) > _FEW * len(anew)
             only = None if many else self._show(f"anew_{table}", {"unit": np.unique(number[rows])})
             self._walk(scan, projection, earlier, rows, only)
-        new = [s for s in segments if s.of in added]
+        new = _only(segments, added)
         if self._fresh:
             self._walk(scan, projection, new, np.flatnonzero(enters & (number >= 0)), None)
             return
         for segment in new:
             # only the units that it has rows of, where their windows reach it
-            units = self._units_now(segment)
+            units = self._units_in(key, (), [part.of for part in segment.parts])
             places = _Places(held, sorted(scan.users), units, f"{table}_unit", enters)
             rows = np.concatenate([places.of(x, units) for x in places.experiments])
             rows = rows[rows >= 0]
@@ -844,11 +816,11 @@ class Refresh:
         exposures = fused.Exposures(rows, number.astype(np.int64), x, t0, {}).sorted()
         walk = fused.Walk(exposures, self._folds[table][0])
         batches: Iterable[pa.RecordBatch]
-        paths = [s.path for s in segments]
         if only is None:
-            batches = self._engine.stream(fused.over(projection, paths), what, scan.view.name)
+            query = Query(projection.tree.copy().with_("prepared_rows", as_=_rows_of(segments)))
+            batches = self._engine.stream(query, what, scan.view.name)
         else:
-            batches = self._few(projection, paths, only, what, scan.view.name)
+            batches = self._few(projection, segments, only, what, scan.view.name)
         for batch in batches:
             self.rows_read += batch.num_rows
             walk.add(batch, c[f"{table}_cells"], exposures.uid)
@@ -858,10 +830,10 @@ class Refresh:
             )
 
     def _few(
-        self, projection: Query, paths: Sequence[str], only: str, what: str, source: str
+        self, projection: Query, segments: Sequence[Segment], only: str, what: str, source: str
     ) -> Iterator[pa.RecordBatch]:
         """The rows of few units, in the order of the segments and of their files."""
-        tree = projection.tree.copy().with_("prepared_rows", as_=_rows_of(paths, only))
+        tree = projection.tree.copy().with_("prepared_rows", as_=_rows_of(segments, only))
         assert isinstance(tree, exp.Select)
         tree = tree.select(column("file_index"), column(_PLACE))
         found = self._engine.fetch(Query(tree), what, source)
@@ -877,23 +849,34 @@ class Refresh:
     # ---------------------------------------------------------------- what comes out
 
     def summed(self, view: View, query: Callable[[View], Query], what: str) -> dict[str, Any] | None:
-        """The row of a statement of counts, and of earliest and latest times, over a whole source: each segment is asked once.
+        """The row of a statement of counts, and of earliest and latest times, over a whole source: what was asked of parts together
+        is kept as long as they are all there.
 
         None where the source is not among those that are refreshed.
         """
         prepared = self._prepared.get(self._key(view))
         if prepared is None:
             return None
-        mark = hashlib.sha256(f"{view.name} {query(_Part.over(view, ())).render()}".encode()).hexdigest()[:16]
-        held: dict[str, Any] = self._held.facts["looks"].get(mark, {})
-        now: dict[str, Any] = {}
-        for s in prepared.segments:
-            known = held.get(s.of)
-            if known is None or known[0] != s.fingerprint:
-                known = [s.fingerprint, self._engine.row(query(_Part.over(view, [s.path])), what, view.name)]
-            now[s.of] = known
-        self._held.facts["looks"][mark] = now
-        rows = [row for _, row in now.values()]
+        mark = hashlib.sha256(f"{view.name} {query(_Over.over(view, ())).render()}".encode()).hexdigest()[:16]
+        parts = prepared.parts
+        looks: list[Any] = [
+            look for look in self._held.facts["looks"].get(mark, ()) if look[0].items() <= parts.items()
+        ]
+        known = {of for ofs, _ in looks for of in ofs}
+        unknown = _only(prepared.segments, parts.keys() - known)
+        asked = [
+            exp.select(exp.alias_(exp.convert(number), "number"), "*").from_(
+                query(_Over.over(view, [segment])).tree.subquery("looked")
+            )
+            for number, segment in enumerate(unknown)
+        ]
+        if asked:
+            every = Query(together(asked))
+            for row in self._engine.fetch(every, what, view.name).to_pylist():
+                ofs = {part.of: part.fingerprint for part in unknown[row.pop("number")].parts}
+                looks.append([ofs, row])
+        self._held.facts["looks"][mark] = looks
+        rows = [row for _, row in looks]
         out: dict[str, Any] = {}
         for name in rows[0]:
             values = [row[name] for row in rows if row[name] is not None]
@@ -908,7 +891,7 @@ class Refresh:
             out.append(self._exposure(exposure, self._segments(exposure.view), None))
         for scan in self._scans:
             tree = self._folds[scan.table][1].tree.copy()
-            base = _rows_of([s.path for s in self._segments(scan.view)])
+            base = _rows_of(self._segments(scan.view))
             step = self._statements.scan(scan, None, None)
             purpose = "rows to be folded into one row a unit, outside SQL, one after another in this order"
             out.append(replace(step, purpose=purpose, query=Query(tree.with_("prepared_rows", as_=base))))
@@ -1131,12 +1114,12 @@ class Refresh:
     @property
     def told(self) -> str:
         """How it went, in a sentence."""
-        segments = sum(len(p.segments) for p in self._prepared.values())
+        parts = sum(len(p.parts) for p in self._prepared.values())
         unkept = f"; {self._unkept}" if self._unkept else ""
         if self._fresh:
-            return f"full: {self._why}; {segments:,} segments read{unkept}"
+            return f"full: {self._why}; {parts:,} parts read{unkept}"
         new = sum(len(c.added) + len(c.late) + len(c.changed) for c in self._changes.values())
-        return f"refresh: {new:,} new segments of {segments:,}; {self.recounted:,} units recomputed{unkept}"
+        return f"refresh: {new:,} new parts of {parts:,}; {self.recounted:,} units recomputed{unkept}"
 
 
 def _together(rows: np.ndarray) -> np.ndarray | slice:
