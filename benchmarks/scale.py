@@ -1033,7 +1033,7 @@ EVERYBODY = {
     "payoff on Spark": Contestant(
         payoff_on_spark, ("payoff", "pyspark"), "`run()` on `local[2]`; the session begins before", "spark"
     ),
-    "all days, --full": Contestant(all_days, PAYOFF, "`payoff prepare` of the day that is new, then `run --full`"),
+    "all days in full": Contestant(all_days, PAYOFF, "`payoff prepare` of the day that is new, then `run --full`"),
     "new day": Contestant(new_day, PAYOFF, "`payoff prepare` of the day that is new, then `run`, after a run of the days before"),
     "groups": Contestant(
         bootstrap, ("duckdb", "numpy", "payoff"), "from a row a user in memory: sums of 1,000 groups on DuckDB, then the draws"
@@ -1051,7 +1051,7 @@ WHO = {
     "acd": ("scan", "payoff", "payoff-prepared", "payoff again", "one by one", *ENGINES_TOO),
     "e": ("scan", "payoff", "payoff-prepared", "SQL by hand", "ChannelAttribution", "polars", *ENGINES_TOO),
     "f": ("scan", "payoff", "DuckDB and scipy", "polars", *ENGINES_TOO),
-    "g": ("scan", "payoff", "all days, --full", "new day"),
+    "g": ("scan", "payoff", "all days in full", "new day"),
     "h": ("groups", "poisson"),
 }  # fmt: skip
 TITLES = {
@@ -1091,7 +1091,7 @@ def aims_of(events: int) -> list[Aim]:
         Aim("acd", "the same, once a run has been made", again, "scan", at_most=4),
         Aim("e", "payoff at most 6 x scan", "payoff", "scan", at_most=6),
         Aim("f", "payoff at most 2 s a million pairs", "payoff", None, at_most=2, per=edges_of(events) / 1e6),
-        Aim("g", f"--full over the copies takes at least 15 x a new day{size}", "all days, --full", "new day", at_least=15),
+        Aim("g", f"--full over the copies takes at least 15 x a new day{size}", "all days in full", "new day", at_least=15),
         Aim("g", f"all stored rows take at least 15 x a new day{size}", "payoff", "new day", at_least=15),
         Aim("h", "at most 0.3 s", "groups", None, at_most=0.3),
     ]  # fmt: skip
