@@ -7,7 +7,7 @@ everywhere, or sqlglot is known to write it right), or has a macro, or is refuse
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from sqlglot import exp
@@ -117,6 +117,61 @@ class Dialect:
             return tree.sql(dialect=self.writer, pretty=True, unsupported_level=level)
         except SqlglotError as error:
             raise CannotRun(self.name, step, str(error).split("\n")[0]) from None
+
+
+# ---------------------------------------------------------------- passes that several engines need
+
+
+def groups_by_place(tree: exp.Query) -> exp.Query:
+    """GROUP BY ALL, by the places of what is no aggregate."""
+    for select in tree.find_all(exp.Select):
+        group = select.args.get("group")
+        if group is not None and group.args.get("all"):
+            places = [
+                exp.Literal.number(place)
+                for place, e in enumerate(select.expressions, 1)
+                if not any(isinstance(n, exp.AggFunc) and not isinstance(n.parent, exp.Window) for n in e.walk())
+            ]
+            select.set("group", exp.Group(expressions=places) if places else None)
+    return tree
+
+
+def column_names(query: exp.Expr) -> list[str]:
+    """The names of a query's columns; "*" and "" where it does not say them."""
+    while isinstance(query, exp.SetOperation | exp.Subquery):
+        query = query.this
+    return [e.alias_or_name if not e.is_star else "*" for e in query.expressions]
+
+
+def step_columns(tree: exp.Query) -> Callable[[str], list[str] | None]:
+    """Name of a step (a CTE) of a statement -> its columns, None where it does not name them all."""
+    steps = {cte.alias: cte.this for cte in tree.find_all(exp.CTE)}
+
+    def of(name: str) -> list[str] | None:
+        names = column_names(steps[name]) if name in steps else ["*"]
+        return None if "*" in names or "" in names else names
+
+    return of
+
+
+def stars_written_out(
+    tree: exp.Query, columns: Callable[[str], Sequence[str] | None], qualified: bool = True
+) -> exp.Query:
+    """``* EXCLUDE`` of a table whose ``columns`` are known, by those that are left; others stay as they are."""
+    for select in tree.find_all(exp.Select):
+        out: list[exp.Expr] = []
+        for e in select.expressions:
+            star = e.this if isinstance(e, exp.Column) else e
+            read = select.args["from_"].this if isinstance(star, exp.Star) and star.args.get("except_") else None
+            names = columns(read.name) if isinstance(read, exp.Table) else None
+            if read is None or names is None:
+                out.append(e)
+                continue
+            gone = {c.name.lower() for c in star.args["except_"]}
+            table = read.alias_or_name if qualified else None
+            out += [exp.column(exp.to_identifier(n, quoted=True), table=table) for n in names if n.lower() not in gone]
+        select.set("expressions", out)
+    return tree
 
 
 def _called(node: exp.Expr) -> str:

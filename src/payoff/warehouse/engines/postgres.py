@@ -19,7 +19,16 @@ from sqlglot import exp
 
 from payoff.errors import ConnectionFailed, DataError, MissingExtra
 from payoff.spec.nouns import PostgresConnection
-from payoff.warehouse.dialect import Dialect, Macro, NoForm, Pass
+from payoff.warehouse.dialect import (
+    Dialect,
+    Macro,
+    NoForm,
+    Pass,
+    column_names,
+    groups_by_place,
+    stars_written_out,
+    step_columns,
+)
 from payoff.warehouse.engine import Engine, Progress
 from payoff.warehouse.query import Query
 
@@ -862,20 +871,6 @@ _PLAIN: frozenset[type[exp.Expr]] = frozenset(
 # ---------------------------------------------------------------- passes
 
 
-def _group_all(tree: exp.Query) -> exp.Query:
-    """GROUP BY ALL, said by the places of what is no aggregate."""
-    for select in tree.find_all(exp.Select):
-        group = select.args.get("group")
-        if group is not None and group.args.get("all"):
-            kept = [
-                exp.Literal.number(i)
-                for i, e in enumerate(select.expressions, 1)
-                if not any(isinstance(n, exp.AggFunc) and not isinstance(n.parent, exp.Window) for n in e.walk())
-            ]
-            select.set("group", exp.Group(expressions=kept) if kept else None)
-    return tree
-
-
 def _by_place(tree: exp.Query) -> exp.Query:
     """UNION BY NAME, by place. What a branch has not is NULL there, of the type that another gives it."""
     for union in list(tree.find_all(exp.Union)):
@@ -906,30 +901,11 @@ def _by_place(tree: exp.Query) -> exp.Query:
     return tree
 
 
-def _names(query: exp.Expr) -> list[str]:
-    while isinstance(query, exp.SetOperation | exp.Subquery):
-        query = query.this
-    assert isinstance(query, exp.Select)
-    return [e.alias_or_name for e in query.expressions]
-
-
 def _no_exclude(tree: exp.Query) -> exp.Query:
     """SELECT * EXCLUDE, written out: what is left of a step that names its columns."""
-    steps = {cte.alias: cte.this for cte in tree.find_all(exp.CTE)}
-    for select in tree.find_all(exp.Select):
-        out: list[exp.Expr] = []
-        for e in select.expressions:
-            star = e.this if isinstance(e, exp.Column) else e
-            if not (isinstance(star, exp.Star) and star.args.get("except_")):
-                out.append(e)
-                continue
-            source = select.args["from_"].this
-            names = _names(steps[source.name]) if isinstance(source, exp.Table) and source.name in steps else ["*"]
-            if "*" in names or "" in names:
-                raise NoForm("EXCLUDE of a table's columns")
-            gone = {c.name for c in star.args["except_"]}
-            out += [exp.column(exp.to_identifier(n, quoted=True)) for n in names if n not in gone]
-        select.set("expressions", out)
+    tree = stars_written_out(tree, step_columns(tree), qualified=False)
+    if any(star.args.get("except_") for star in tree.find_all(exp.Star)):
+        raise NoForm("EXCLUDE of a table's columns")
     return tree
 
 
@@ -1159,7 +1135,7 @@ def _named(tree: exp.Query) -> exp.Query:
 
 
 _PASSES: tuple[tuple[tuple[type[exp.Expr], ...], Pass], ...] = (
-    ((exp.Group,), _group_all),
+    ((exp.Group,), groups_by_place),
     ((exp.Union,), _by_place),
     ((exp.Star,), _no_exclude),
     ((exp.Subquery,), _called),
@@ -1313,7 +1289,7 @@ class PostgresEngine(Engine):
     def fetch(self, query: Query, what: str, source: str | None = None) -> pa.Table:
         """Run a SELECT. Columns have the names that it gives them, however they had to be written."""
         found = super().fetch(query, what, source)
-        told = _names(query.tree)
+        told = column_names(query.tree)
         if "*" in told or len(told) != found.num_columns:
             return found
         return found.rename_columns([t or c for t, c in zip(told, found.column_names, strict=True)])
@@ -1338,7 +1314,7 @@ class PostgresEngine(Engine):
         for result in (raw.prepare(b"", text.encode()), raw.describe_prepared(b"")):
             if result.status != self._psycopg.pq.ExecStatus.COMMAND_OK:
                 raise self._translated(self._psycopg.errors.error_from_result(result), what, source)
-        told = [t if t != "*" else "" for t in _names(query.tree)]
+        told = [t if t != "*" else "" for t in column_names(query.tree)]
         out: dict[str, str] = {}
         for i in range(result.nfields):
             own = (result.fname(i) or b"").decode()

@@ -29,7 +29,15 @@ from sqlglot.dialects.spark import Spark as SparkWriter
 from sqlglot.generators.spark import SparkGenerator
 
 from payoff.errors import ConnectionFailed, DataError, MissingExtra
-from payoff.warehouse.dialect import Dialect, Macro, NoForm
+from payoff.warehouse.dialect import (
+    Dialect,
+    Macro,
+    NoForm,
+    column_names,
+    groups_by_place,
+    stars_written_out,
+    step_columns,
+)
 from payoff.warehouse.engine import Engine, Progress
 from payoff.warehouse.query import Query
 
@@ -109,58 +117,17 @@ def _kind_of(node: exp.Expr) -> Kind | None:
 # ---------------------------------------------------------------- passes
 
 
-def _grouped_by_place(tree: exp.Query) -> exp.Query:
-    """GROUP BY ALL, which Sail has not, by the places of what is no aggregate."""
-    for select in tree.find_all(exp.Select):
-        group = select.args.get("group")
-        if group is not None and group.args.get("all"):
-            places = [
-                _number(place)
-                for place, e in enumerate(select.expressions, 1)
-                if not any(isinstance(n, exp.AggFunc) and not isinstance(n.parent, exp.Window) for n in e.walk())
-            ]
-            select.set("group", exp.Group(expressions=places) if places else None)
-    return tree
-
-
-def _names(query: exp.Expr) -> list[str]:
-    """The names of a query's columns; "*" and "" where it does not say them."""
-    while isinstance(query, exp.SetOperation | exp.Subquery):
-        query = query.this
-    return [e.alias_or_name if not e.is_star else "*" for e in query.expressions]
-
-
 def _named_columns(tree: exp.Query) -> exp.Query:
     """UNION BY NAME by place, and SELECT * EXCLUDE written out, of steps that name their columns."""
     for union in list(tree.find_all(exp.Union)):
         if union.args.get("by_name"):
-            names, right = _names(union.left), union.right.unnest()
-            if not isinstance(right, exp.Select) or "*" in names or sorted(_names(right)) != sorted(names):
+            names, right = column_names(union.left), union.right.unnest()
+            if not isinstance(right, exp.Select) or "*" in names or sorted(column_names(right)) != sorted(names):
                 raise NoForm("UNION BY NAME of different columns")
             by_name = {e.alias_or_name: e for e in right.expressions}
             right.set("expressions", [by_name[name] for name in names])
             union.set("by_name", False)
-    steps = {cte.alias: cte.this for cte in tree.find_all(exp.CTE)}
-    for select in tree.find_all(exp.Select):
-        out: list[exp.Expr] = []
-        for e in select.expressions:
-            star = e.this if isinstance(e, exp.Column) else e
-            if isinstance(star, exp.Star) and star.args.get("except_"):
-                read = select.args["from_"].this
-                names = _names(steps[read.name]) if isinstance(read, exp.Table) and read.name in steps else ["*"]
-                if "*" in names or "" in names:
-                    out.append(e)  # of a table: Spark's own EXCEPT, or named by the engine, which knows its columns
-                    continue
-                gone = {c.name for c in star.args["except_"]}
-                out += [
-                    exp.column(exp.to_identifier(n, quoted=True), table=read.alias_or_name)
-                    for n in names
-                    if n not in gone
-                ]
-            else:
-                out.append(e)
-        select.set("expressions", out)
-    return tree
+    return stars_written_out(tree, step_columns(tree))  # those of tables: as Spark's own EXCEPT, or by ``resolved``
 
 
 def _numbered(tree: exp.Query) -> exp.Query:
@@ -183,11 +150,11 @@ def _numbered(tree: exp.Query) -> exp.Query:
                 keys.append(e.unalias().copy())
                 continue
             read = select.args["from_"].this
-            names = _names(steps[read.name]) if isinstance(read, exp.Table) and read.name in steps else ["*"]
+            names = column_names(steps[read.name]) if isinstance(read, exp.Table) and read.name in steps else ["*"]
             if "*" in names:
                 if not isinstance(inner := select.args["from_"].this, exp.Table) or inner.name not in steps:
                     raise NoForm("row_number() of rows whose columns are not named")
-                names = _names(steps[inner.name].find(exp.Subquery).this)
+                names = column_names(steps[inner.name].find(exp.Subquery).this)
             own = [n for n in ("x", "unit", "t0") if n in names]
             keys += [exp.column(exp.to_identifier(n, quoted=True)) for n in (own if "unit" in own else names)]
         part = _call("PMOD", _call("XXHASH64", *keys), _number(BUCKETS))
@@ -844,7 +811,7 @@ DIALECT = Dialect(
     "sparknested",
     macros=_MACROS,
     passes=(
-        _grouped_by_place,
+        groups_by_place,
         _named_columns,
         _numbered,
         _least_structs,
@@ -977,28 +944,9 @@ class SparkEngine(Engine):
 
     def resolved(self, query: Query) -> Query:
         """``a.* EXCLUDE (t0)`` of a table that was kept, by its columns: Sail has no EXCLUDE."""
-        stars = [s for s in query.tree.find_all(exp.Star) if s.args.get("except_")]
-        if not stars or not self._columns:
+        if not self._columns or not any(star.args.get("except_") for star in query.tree.find_all(exp.Star)):
             return query
-        tree = query.tree.copy()
-        for select in tree.find_all(exp.Select):
-            read = {t.alias_or_name: t.name for t in (select.args["from_"].this,) if isinstance(t, exp.Table)}
-            out: list[exp.Expr] = []
-            for e in select.expressions:
-                star = e.this if isinstance(e, exp.Column) else e
-                table = next(iter(read), "")
-                known = self._columns.get(read.get(table, ""))
-                if isinstance(star, exp.Star) and star.args.get("except_") and known:
-                    gone = {c.name.lower() for c in star.args["except_"]}
-                    out += [
-                        exp.column(exp.to_identifier(c, quoted=True), table=table)
-                        for c in known
-                        if c.lower() not in gone
-                    ]
-                else:
-                    out.append(e)
-            select.set("expressions", out)
-        return Query(tree)
+        return Query(stars_written_out(query.tree.copy(), self._columns.get))
 
     def _select(self, text: str, what: str, source: str | None) -> pa.Table:
         return _plain_types(self._watched(lambda: self._spark.sql(text).toArrow(), what, source))
