@@ -23,6 +23,7 @@ from payoff.spec.nouns import DuckDBConnection, PostgresConnection
 from payoff.warehouse.dialect import CannotRun
 from payoff.warehouse.engine import Engine
 from payoff.warehouse.engines.duckdb import DuckDBEngine
+from payoff.warehouse.engines.postgres import DIALECT
 from payoff.warehouse.query import Query, bucket, column, parsed_query, sql
 from tests.warehouse.conformance.engines import NotHere, on_postgres
 
@@ -337,6 +338,13 @@ def test_buckets_are_the_same(duck: Engine, postgres: Engine) -> None:
 def test_what_has_no_equal_form_is_refused(expression: str, postgres: Engine) -> None:
     with pytest.raises(CannotRun, match="postgres cannot run 'test'"):
         postgres.fetch(sql(f"SELECT {expression} AS it FROM rows", rows=relation(postgres)), "test")
+
+
+def test_a_star_without_columns_is_written_out_or_refused() -> None:
+    known = sql("SELECT * EXCLUDE (n) FROM step", step=sql("SELECT 1 AS n, 2 AS m"))
+    assert DIALECT.text(known.tree).endswith('SELECT\n  "m"\nFROM "step"')
+    with pytest.raises(CannotRun, match="EXCLUDE of a table's columns"):
+        DIALECT.text(sql("SELECT a.* EXCLUDE (n) FROM kept AS a").tree)
 
 
 def test_text_is_ordered_by_its_bytes_whatever_the_collation(server: str) -> None:
