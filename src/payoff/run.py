@@ -843,7 +843,7 @@ class Project:
                         d.name.rpartition("/")[2]: method.answer(d, fetched[d.name], np.random.default_rng([seed, 0]))
                         for d in rereads[journey.name]
                     }
-                    outcome, more = self._answer_journey(catalog, journey, held, read, seed)
+                    outcome, more = self._answer_journey(catalog, journey, held, read, seed, full)
                     outcomes[journey.name] = outcome
                     steps += more
                 plan = tuple(engine.as_sent(catalog.told(step)) for step in steps)
@@ -943,14 +943,20 @@ class Project:
         return out, needed
 
     def _answer_journey(
-        self, catalog: Catalog, design: JourneyDesign, held: Mapping[str, Result | Refusal], read: _Kept, seed: int
+        self,
+        catalog: Catalog,
+        design: JourneyDesign,
+        held: Mapping[str, Result | Refusal],
+        read: _Kept,
+        seed: int,
+        full: bool,
     ) -> tuple[Result | Refusal, tuple[Step, ...]]:
         """One journey read and answered. ``held`` are the experiments that an attribution is held against."""
         kind = design.name.split(".")[0]
         name, kernel = _JOURNEYS[kind]
         rng = np.random.default_rng([seed, zlib.crc32(design.name.encode())])
         try:
-            data = kernel.read(catalog, design)
+            data = kernel.read(catalog, design, full=full) if kernel is credit else kernel.read(catalog, design)
         except CannotRun as error:
             return Refusal(design.name, str(error), _ELSEWHERE), ()
         except DataError as error:

@@ -11,7 +11,8 @@ the others lead nowhere, and are cut where two are further apart than the window
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 import numpy as np
@@ -22,12 +23,13 @@ from payoff.estimate import FloatArray
 from payoff.spec.journeys import JourneyDesign
 from payoff.stats.moments import Moments
 from payoff.warehouse.credited import GROUPS, POSITIONS, ArmCredit, Capped, Credit, CreditData, IntArray, Moves, Total
-from payoff.warehouse.crediting import CreditStatements
+from payoff.warehouse.crediting import ONE, CreditStatements
 from payoff.warehouse.events import MOST_VALUE, no_figure
 from payoff.warehouse.query import ExpressionError, column, sql
 from payoff.warehouse.rules import RULES, SETS
 from payoff.warehouse.sources import Catalog
 from payoff.warehouse.statements import Step
+from payoff.warehouse.touch_state import Daily, begin
 
 _MOVES = 2_000_000
 """Rows of moves that may return: where there are more states, fewer groups tell units apart."""
@@ -37,13 +39,16 @@ _TABLES = ("raw", "exposed", "units", "conversions", "touches", "heavy", "ranks"
 
 def plan(catalog: Catalog, design: JourneyDesign) -> list[Step]:
     """The statements in order, with what only the data can tell left as $parameters. Reads no rows."""
-    return list(CreditStatements(catalog, design).planned())
+    ways = CreditStatements(catalog, design)
+    daily = begin(ways)
+    steps = list(ways.planned())
+    return _said(steps, daily.foreseen() if isinstance(daily, Daily) else f"full: {daily}")
 
 
-def read(catalog: Catalog, design: JourneyDesign) -> CreditData:
-    """Run them. Raises DataError (a source or a value is not what its definition says), and PayoffError where credit does not add up
+def read(catalog: Catalog, design: JourneyDesign, *, full: bool = False) -> CreditData:
+    """Run them; over prepared copies only what is new since the last run, to the same figures, unless all is asked for (``full``). Raises DataError (a source or a value is not what its definition says), and PayoffError where credit does not add up
     to the conversions, which is a fault of ours."""
-    kernel = _Kernel(catalog, design)
+    kernel = _Kernel(catalog, design, full)
     try:
         return kernel.read()
     finally:
@@ -52,13 +57,33 @@ def read(catalog: Catalog, design: JourneyDesign) -> CreditData:
 
 
 class _Kernel(CreditStatements):
-    def __init__(self, catalog: Catalog, design: JourneyDesign) -> None:
+    def __init__(self, catalog: Catalog, design: JourneyDesign, full: bool = False) -> None:
         super().__init__(catalog, design)
         self.steps: list[Step] = []
+        self._full = full
+        self._counted: dict[str, pa.Table] = {}
         # conversions, their worth, and its size without signs
         self._sizes = np.zeros((3, len(self.outcomes), 1, GROUPS))
 
     def read(self) -> CreditData:
+        daily = begin(self, full=self._full)
+        if isinstance(daily, Daily) and daily.count():
+            return self._by_day(daily)
+        return self._anew(daily if isinstance(daily, str) else daily.cannot)
+
+    def _by_day(self, daily: Daily) -> CreditData:
+        """Where days were counted by themselves: what their sums are, and what is not a sum over days read anew."""
+        self._counted, self.exact = daily.tables, True
+        totals, span = self._read_totals(daily.unvalued)
+        if span is not None and self._of("markov"):
+            self._keep("raw", self._raw())
+        credits = () if span is None else tuple(self._credits())
+        data = self._data(totals, credits, Capped())
+        daily.keep()
+        return replace(data, steps=tuple(_said([*daily.steps, *self.steps], daily.told)))
+
+    def _anew(self, why: str) -> CreditData:
+        """Everything, as it is."""
         for reading in self.readings:
             self.steps += reading.look(self.catalog)
         self.touches.look()
@@ -83,6 +108,10 @@ class _Kernel(CreditStatements):
             for name in ("units", "touches", "ranks", "reach"):
                 self.catalog.engine.drop(f"credit_{name}")
             credits = tuple(self._credits())
+        data = self._data(totals, credits, capped)
+        return replace(data, steps=tuple(_said(self.steps, f"full: {why}")))
+
+    def _data(self, totals: Mapping[str, Total], credits: tuple[Credit, ...], capped: Capped) -> CreditData:
         return CreditData(
             models={name: m.kind for name, m in self.models.items()},
             stops=self.touches.stops,
@@ -105,6 +134,8 @@ class _Kernel(CreditStatements):
         self.catalog.engine.keep(f"credit_{table}", step.query, step.name, step.reads or None)
 
     def _fetch(self, step: Step) -> pa.Table:
+        if step.name in self._counted:
+            return self._counted[step.name]
         self.steps.append(step)
         return self.catalog.engine.fetch(step.query, step.name, step.reads or None)
 
@@ -388,16 +419,23 @@ class _Kernel(CreditStatements):
         out: dict[str, float] = {}
         for name, step in self._costs():
             for row in self._fetch(step).to_pylist():
-                if row["cost"] is None:
+                parts = [row["cost"], row.get("large")]
+                if parts == [None, None]:
                     continue
                 label = name or self.touches.stops[int(row["code"])].label
-                out[label] = float(row["cost"])
+                out[label] = float(parts[0] or 0) / (ONE if self.exact else 1) + (parts[1] or 0.0)
                 if not abs(out[label]) <= MOST_VALUE:
                     raise DataError(
                         f"the cost of the touchpoint {label} is infinite or not a number, or beyond {MOST_VALUE:g}",
                         source=step.reads or None,
                     )
         return out
+
+
+def _said(steps: Sequence[Step], how: str) -> list[Step]:
+    """The steps, of which the first that reads conversions says how far they were counted before."""
+    at = next((i for i, step in enumerate(steps) if step.keeps == "credit_raw"), 0)
+    return [replace(s, purpose=f"{s.purpose} ({how})") if i == at else s for i, s in enumerate(steps)]
 
 
 def _ints(table: pa.Table, name: str) -> IntArray:

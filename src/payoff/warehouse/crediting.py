@@ -18,10 +18,18 @@ from payoff.warehouse.statements import Step
 from payoff.warehouse.touches import Touches, outcome_readings
 from payoff.warehouse.units import placeholder
 
+ONE = 2**64
+"""What 1 is in an exact sum."""
+
 
 class CreditStatements:
     """``planned`` gives all of them in order; the tables between them are credit_raw, credit_units, credit_conversions, credit_touches,
-    credit_heavy and credit_pairs."""
+    credit_heavy and credit_pairs.
+
+    ``exact``: sums come as whole numbers of 2^-64 (HUGEINT), which are the same in whatever order they are added.
+    """
+
+    exact = False
 
     def __init__(self, catalog: Catalog, design: JourneyDesign) -> None:
         assert isinstance(design.declared, Attribution)
@@ -32,6 +40,7 @@ class CreditStatements:
         self.longest = max(self.windows.values())
         self.touches = Touches(catalog, design)
         self.readings = outcome_readings(catalog, design, self.outcomes)
+        self._some: exp.Expr | None = None
         self.arms: dict[str, int] = {}
         self.refused: dict[str, str] = {}
         kinds = self.touches.unit_types | {r.unit_type for r in self.readings}
@@ -79,6 +88,18 @@ class CreditStatements:
                     yield self._moves(outcome, label, chain.order or 1, GROUPS)
         yield from (step for _, step in self._costs())
 
+    def summed(self) -> Iterator[tuple[bool, Step]]:
+        """The statements whose rows are sums by cell; whether they are of pairs, and so of the days of ``_some``."""
+        yield False, self._totals()[0]
+        yield False, self._untouched()
+        for label in self.windows:
+            if self._of(*RULES):
+                yield True, self._rules(label)
+            if self._of("participation", "shapley"):
+                yield True, self._sets(label)
+            if self._of("ordered_shapley"):
+                yield True, self._ordered(label)
+
     def _bucket(self, groups: int) -> exp.Expr:
         """The hash group of the column ``unit``."""
         return bucket(as_id(exp.column("unit"), self.kind), groups)
@@ -108,7 +129,10 @@ class CreditStatements:
         """Conversions; with a Markov model those before the start too, which end paths that are not ours."""
         starts, ends = self.design.starts_us, self.design.ends_us
         low = starts if starts is None or not self._of("markov") else starts - self.longest
-        high = None if ends is None else ends - 1
+        return self._converted(low, None if ends is None else ends - 1)
+
+    def _converted(self, low: int | None, high: int | None) -> Step:
+        starts = self.design.starts_us
         union: exp.Query | None = None
         for reading in self.readings:
             rows = exp.select("unit", "us", "mark", "worth").from_(
@@ -175,6 +199,14 @@ class CreditStatements:
         )
         return self._step("number the converting units", "units by number, and their hash groups", query)
 
+    def _outcome(self) -> exp.Expr:
+        """What cells are first of all told apart by."""
+        return fragment("r.outcome")
+
+    def _sum(self, of: str) -> str:
+        """A sum of finite numbers, as exact as is asked for."""
+        return f"sum(CAST(({of}) * {ONE}::DOUBLE AS HUGEINT))" if self.exact else f"sum({of})"
+
     def _conversions(self) -> Step:
         """``cell`` is the outcome, the arm (0: none) and the hash group in one number."""
         arm: exp.Expr = exp.convert(0)
@@ -188,11 +220,12 @@ class CreditStatements:
         query = sql(
             f"""
             SELECT CAST(row_number() OVER () AS INTEGER) AS cid, u.uid, r.us,
-                   CAST((r.outcome * $slots + $arm) * $groups + u.g AS INTEGER) AS cell,
+                   CAST(($outcome * $slots + $arm) * $groups + u.g AS INTEGER) AS cell,
                    coalesce(r.worth, 0.0::DOUBLE) AS worth
             FROM credit_raw AS r JOIN credit_units AS u ON u.unit = r.unit {joined}
             WHERE r.inside
             """,
+            outcome=self._outcome(),
             slots=self._slots,
             arm=arm,
             groups=GROUPS,
@@ -201,8 +234,8 @@ class CreditStatements:
 
     def _totals(self) -> tuple[Step, Step]:
         by_cell = sql(
-            """
-            SELECT cell, count(*) AS n, sum(worth) AS worth, sum(abs(worth)) AS size
+            f"""
+            SELECT cell, count(*) AS n, {self._sum("worth")} AS worth, {self._sum("abs(worth)")} AS size
             FROM credit_conversions GROUP BY cell
             """
         )
@@ -315,7 +348,9 @@ class CreditStatements:
             late = fragment(f"p.oldest_{i} >= $w", w=window - window // 10)
             out.append(exp.alias_(fragment("count(*) FILTER (WHERE $bare)", bare=bare), f"bare_{i}"))
             out.append(
-                exp.alias_(fragment("coalesce(sum(c.worth) FILTER (WHERE $bare), 0)", bare=bare), f"bare_worth_{i}")
+                exp.alias_(
+                    fragment(f"coalesce({self._sum('c.worth')} FILTER (WHERE $bare), 0)", bare=bare), f"bare_worth_{i}"
+                )
             )
             out.append(exp.alias_(fragment("count(*) FILTER (WHERE $late)", late=late), f"late_{i}"))
         query = sql(
@@ -354,10 +389,11 @@ class CreditStatements:
     def _within(self, label: str) -> Query:
         window = self.windows[label]
         rows = exp.select("cid", "uid", "cell", "code", "personalised", "worth", "age").from_("credit_pairs")
-        return Query(rows if window == self.longest else rows.where(fragment("age < $w", w=window)))
+        rows = rows if window == self.longest else rows.where(fragment("age < $w", w=window))
+        return Query(rows if self._some is None else rows.where(self._some.copy()))
 
     def _weights(self, label: str) -> Rules:
-        return Rules(self._of(*RULES), self.touches.stops, self.windows[label])
+        return Rules(self._of(*RULES), self.touches.stops, self.windows[label], self.exact)
 
     def _faults(self, label: str, model: str) -> Step:
         rules = Rules({model: self.models[model]}, self.touches.stops, self.windows[label])
@@ -368,8 +404,8 @@ class CreditStatements:
     def _rules(self, label: str) -> Step:
         sums: list[exp.Expr] = []
         for i, _ in enumerate(self._of(*RULES)):
-            sums.append(exp.alias_(fragment(f"sum(w_{i})"), f"n_{i}"))
-            sums.append(exp.alias_(fragment(f"sum(w_{i} * worth)"), f"v_{i}"))
+            sums.append(exp.alias_(fragment(self._sum(f"w_{i}")), f"n_{i}"))
+            sums.append(exp.alias_(fragment(self._sum(f"w_{i} * worth")), f"v_{i}"))
         query = sql(
             "SELECT cell, code, personalised, $sums FROM weighed GROUP BY cell, code, personalised",
             sums=sums,
@@ -429,11 +465,18 @@ class CreditStatements:
 
     def _sets(self, label: str) -> Step:
         """Each touchpoint once a conversion: all of it (participation), or its part of the set's (shapley)."""
+        sums = {
+            "v": "worth",
+            "chosen_n": "chosen",
+            "chosen_v": "chosen * worth",
+            "part_n": "1.0::DOUBLE / size",
+            "part_v": "worth / size",
+            "chosen_part_n": "chosen / size",
+            "chosen_part_v": "chosen * worth / size",
+        }
         query = sql(
-            """
-            SELECT cell, code, count(*) AS n, sum(worth) AS v, sum(chosen) AS chosen_n, sum(chosen * worth) AS chosen_v,
-                   sum(1.0::DOUBLE / size) AS part_n, sum(worth / size) AS part_v,
-                   sum(chosen / size) AS chosen_part_n, sum(chosen * worth / size) AS chosen_part_v
+            f"""
+            SELECT cell, code, count(*) AS n, {", ".join(f"{self._sum(of)} AS {name}" for name, of in sums.items())}
             FROM (SELECT *, count(*) OVER (PARTITION BY cid) AS size FROM met)
             GROUP BY cell, code
             """,
@@ -451,10 +494,10 @@ class CreditStatements:
     def _ordered(self, label: str) -> Step:
         query = sql(
             f"""
-            SELECT cell, code, personalised, position, sum(part) AS n, sum(part * worth) AS v
+            SELECT cell, code, personalised, position, {self._sum("part")} AS n, {self._sum("part * worth")} AS v
             FROM (
               SELECT cell, code, personalised, worth, least(pos, $last) AS position,
-                     1.0::DOUBLE / (times * sum(1.0::DOUBLE / times) OVER (PARTITION BY cid)) AS part
+                     1.0::DOUBLE / (times * round(sum(1.0::DOUBLE / times) OVER (PARTITION BY cid))) AS part
               FROM (
                 SELECT *, row_number() OVER (PARTITION BY cid ORDER BY {ORDER}) AS pos,
                        count(*) OVER (PARTITION BY cid, code) AS times
@@ -466,6 +509,7 @@ class CreditStatements:
             last=POSITIONS,
             within=self._within(label),
         )
+        # the sum is that of the touchpoints, each once: a whole number
         return self._step(f"credit by position, {label}", "ordered Shapley values", query)
 
     def _moves(self, outcome: str, label: str, order: int, groups: int) -> Step:
@@ -489,6 +533,16 @@ class CreditStatements:
         name = f"moves of order {order} to {outcome}, {label}"
         return self._step(name, "all paths, those that lead nowhere too", query, self.touches.readings[0].source)
 
+    def _cost(self) -> str:
+        """The sum of costs; exactly as far as they are below 2^40, if that is asked for."""
+        if not self.exact:
+            return "sum(cost) AS cost"
+        small = f"abs(cost) < {2**40}"
+        return (
+            f"{self._sum(f'CASE WHEN {small} THEN cost END')} AS cost,"
+            f" sum(cost) FILTER (WHERE NOT coalesce({small}, FALSE)) AS large"
+        )
+
     def _costs(self) -> Iterator[tuple[str, Step]]:
         """Spending of each touchpoint that has a table of it, then (name "") what rows cost."""
         low, high = self.design.starts_us, self.design.ends_us
@@ -504,12 +558,14 @@ class CreditStatements:
                     rows = rows if low is None else rows.where(fragment("$t >= $us", t=t, us=low))
                     rows = rows if high is None else rows.where(fragment("$t < $us", t=t, us=high))
                 query = sql(
-                    "SELECT sum($c) AS cost FROM spent", c=view.number(touchpoint.cost.column), spent=Query(rows)
+                    f"SELECT {self._cost()} FROM (SELECT $c AS cost FROM spent)",
+                    c=view.number(touchpoint.cost.column),
+                    spent=Query(rows),
                 )
                 yield name, self._step(f"spending on {name}", "in time with the conversions", query, view.name)
         if any(isinstance(t.cost, str) for t in self.design.touchpoints.values()):
             query = sql(
-                "SELECT code, sum(cost) AS cost FROM touched WHERE cost IS NOT NULL GROUP BY code",
+                f"SELECT code, {self._cost()} FROM touched WHERE cost IS NOT NULL GROUP BY code",
                 touched=self.touches.query(low, None if high is None else high - 1, self.text),
             )
             yield (

@@ -33,16 +33,20 @@ _OVER = f"PARTITION BY cid ORDER BY {ORDER}"
 _ALL = f"{_OVER} ROWS BETWEEN UNBOUNDED PRECEDING AND UNBOUNDED FOLLOWING"  # in the same order: one sort serves all
 _FAR = 1000.0
 """Half-lives in a window beyond which weights are taken relative to the newest touch: 2^-1000 is still a number."""
+_NEAR = 8.0
+"""The same where they are added as whole numbers of 2^-62: 2^-8 still has all its digits then."""
 _DAY_US = 86_400_000_000.0
 
 
 @dataclass(slots=True)
 class Rules:
-    """The rules among the models, over one window. ``weigh`` gives pairs with ``w_0``, ``w_1``, ... in their order."""
+    """The rules among the models, over one window. ``weigh`` gives pairs with ``w_0``, ``w_1``, ... in their order. ``exact``: weights
+    are the same to the last bit in whatever order touches are met (but for those of ``custom``)."""
 
     models: Mapping[str, Model]
     stops: Sequence[Stop]
     window_us: int
+    exact: bool = False
 
     def weigh(self, pairs: Query) -> Query:
         """SELECT *, pos, n and a weight for each rule: weights of one conversion add up to 1."""
@@ -86,7 +90,8 @@ class Rules:
             windows.append(exp.alias_(fragment(f"count(*) FILTER (WHERE NOT direct) OVER ({_ALL})"), "others"))
         for i, model in enumerate(self.models.values()):
             if model.kind == "time_decay":
-                windows.append(exp.alias_(fragment(f"sum($raw) OVER ({_ALL})", raw=self._decayed(model)), f"s_{i}"))
+                added = f"sum(CAST($raw * {2**62}::DOUBLE AS BIGINT))" if self.exact else "sum($raw)"
+                windows.append(exp.alias_(fragment(f"{added} OVER ({_ALL})", raw=self._decayed(model)), f"s_{i}"))
         stage = sql("SELECT *, $windows FROM looked_back", windows=windows, looked_back=stage)
         custom = {i: m for i, m in enumerate(self.models.values()) if m.kind == "custom"}
         if custom:
@@ -108,7 +113,8 @@ class Rules:
         if model.kind == "linear":
             return fragment("1.0::DOUBLE / n")
         if model.kind == "time_decay":
-            return fragment(f"$raw / s_{i}", raw=self._decayed(model))
+            whole = f"(s_{i} / {2**62}::DOUBLE)" if self.exact else f"s_{i}"
+            return fragment(f"$raw / {whole}", raw=self._decayed(model))
         if model.kind == "custom":
             return fragment(f"raw_{i} / s_{i}")
         assert model.weights is not None
@@ -120,7 +126,8 @@ class Rules:
         return fragment(f"pow(2.0::DOUBLE, -({age}) / $half)", half=double(model.half_life.total_seconds() * 1e6))
 
     def _far(self, model: Model) -> bool:
-        return model.half_life is not None and self.window_us / (model.half_life.total_seconds() * 1e6) > _FAR
+        far = _NEAR if self.exact else _FAR
+        return model.half_life is not None and self.window_us / (model.half_life.total_seconds() * 1e6) > far
 
     def _custom(self, model: Model) -> exp.Expr:
         assert model.weight is not None

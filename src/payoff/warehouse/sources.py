@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import glob
 import hashlib
 from collections.abc import Container, Iterable, Mapping, Sequence
@@ -520,6 +521,12 @@ class Catalog:
                 relation = self._relation(name, source)
                 self._views[name] = View(name, source, relation, self._entities, self.zone, self.engine, joined)
         return self._views[name]
+
+    def seen_as(self, views: Mapping[str, View]) -> Catalog:
+        """The same catalog, in which these sources are read by other views. It is not opened or closed by itself."""
+        out = copy.copy(self)
+        out._views = {**self._views, **views}
+        return out
 
     def identity(self, entity: str) -> Identity | None:
         """How the ids of an entity are joined; None where each id is a unit of its own."""

@@ -22,6 +22,7 @@ from payoff.warehouse.statements import Step
 
 MOST_VALUES = 100
 NONE, OTHER = "(none)", "(other)"
+_DAY_US = 86_400_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,12 +74,7 @@ class Reading:
 
     def profile_step(self) -> Step:
         """Rows by what they serve, cheaply: where every one has a unit and a time that may be, there is no more to look for."""
-        kind: exp.Expr = exp.convert(0)
-        if self._apart:
-            kind = self._pick({m: exp.convert(m.number) for m in self.marks}, None)
-        elif self._by_bits:
-            for place, m in enumerate(self.marks):
-                kind = fragment("$a + CASE WHEN $w THEN $bit ELSE 0 END", a=kind, w=conjunction(m.where), bit=2**place)
+        kind = self._kind() if self._apart or self._by_bits else exp.convert(0)
         row = [exp.alias_(self.view.unit(self.entity), "unit"), exp.alias_(clock_us(self.view), "us")]
         query = sql(
             """
@@ -168,14 +164,27 @@ class Reading:
         if ids is not None:
             steps.append(ids)
             repeated = int(catalog.engine.row(ids.query, ids.name, self.source)["repeated"])
+        below, more = beneath(catalog, self.view, self.now_us)
+        steps += more
+        self.tell(catalog, int(n), lost, span, repeated, below)
+        return steps
+
+    def tell(
+        self,
+        catalog: Catalog,
+        n: int,
+        lost: Mapping[str, int],
+        span: tuple[int | None, int | None],
+        repeated: int | None = None,
+        below: tuple[tuple[str, int], ...] = (),
+    ) -> None:
+        """Set the profile: ``n`` rows serve a mark, those ``lost`` do not enter, and those that do lie in ``span``."""
         through = span[1]
         if self.view.clock is not None and self.view.source.through is not None:
             through = to_us(self.view.source.through, self.view.clock.zone)
-        below, more = beneath(catalog, self.view, self.now_us)
-        steps += more
         self.profile = EventProfile(
             source=self.source,
-            rows=int(n) - sum(lost.values()),
+            rows=n - sum(lost.values()),
             first_us=span[0],
             last_us=span[1],
             through_us=through,
@@ -185,7 +194,75 @@ class Reading:
             dates=self.view.clock is not None and self.view.clock.kind == "DATE",
             **lost,
         )
-        return steps
+
+    @property
+    def told_apart(self) -> bool:
+        """Is there a number for what a row serves? There are 62 marks at most, or no row serves two of them."""
+        return self._apart or len(self.marks) <= 62
+
+    def served(self, kind: int) -> list[int]:
+        """The marks that a ``kind`` of ``days_step`` means."""
+        return [kind] if self._apart else [m.number for place, m in enumerate(self.marks) if kind >> place & 1]
+
+    def days_step(self, low_us: int, high_us: int) -> Step:
+        """By day and ``kind`` (see ``served``): rows, those with a unit (``units``) and the span of these."""
+        query = sql(
+            f"""
+            SELECT us // {_DAY_US} AS day, kind, count(*) AS n, count(unit) AS units,
+                   min(us) FILTER (WHERE unit IS NOT NULL) AS first_us, max(us) FILTER (WHERE unit IS NOT NULL) AS last_us
+            FROM told WHERE $some GROUP BY ALL
+            """,
+            some=fragment("kind IS NOT NULL") if self._apart else fragment("kind > 0"),
+            told=Query(self._dated(low_us, high_us)),
+        )
+        return self._step(f"look at {self.source}", "rows, units and times by day, by what they are", query)
+
+    def units_step(self, low_us: int, high_us: int) -> Step:
+        """Of every row that enters the number of its unit, as often as it serves a mark. For views whose units are numbers alone."""
+        times = "1" if self._apart else "bit_count(kind)"
+        query = sql(
+            f"SELECT CAST(unit AS INTEGER) AS unit, CAST({times} AS TINYINT) AS times FROM told WHERE unit IS NOT NULL AND $some",
+            some=fragment("kind IS NOT NULL") if self._apart else fragment("kind > 0"),
+            told=Query(self._dated(low_us, high_us)),
+        )
+        return self._step(f"units of {self.source}", "how many pairs there can be", query)
+
+    def untimed_step(self, us: exp.Expr) -> Step:
+        """Rows without a time that serve a mark, and those of them with a unit: almost always none, which statistics of ``us`` tell."""
+        rows = self._base().where(fragment("$t IS NULL", t=us))
+        query = sql(
+            "SELECT count(*) AS n, count(unit) AS units FROM told",
+            told=Query(rows.select(exp.alias_(self.view.unit(self.entity), "unit"), append=False)),
+        )
+        return self._step(f"rows of {self.source} without a time", "how many", query)
+
+    def values_by_day_step(self, mark: Mark, low_us: int, high_us: int) -> Step:
+        """The values of a touchpoint by values by day, and how many rows each has."""
+        assert mark.by is not None
+        value = exp.alias_(exp.cast(mark.by.copy(), "VARCHAR"), "value")
+        query = sql(
+            f"SELECT us // {_DAY_US} AS day, value, count(*) AS n FROM told WHERE unit IS NOT NULL GROUP BY ALL",
+            told=Query(self._dated(low_us, high_us).where(conjunction(mark.where)).select(value)),
+        )
+        return self._step(f"values of {mark.name}", "by day", query)
+
+    def _kind(self) -> exp.Expr:
+        """The one mark that a row serves (NULL: none), or a bit for each."""
+        if self._apart:
+            return self._pick({m: exp.convert(m.number) for m in self.marks}, None)
+        kind: exp.Expr = exp.convert(0)
+        for place, m in enumerate(self.marks):
+            kind = fragment("$a + CASE WHEN $w THEN $bit ELSE 0 END", a=kind, w=conjunction(m.where), bit=2**place)
+        return kind
+
+    def _dated(self, low_us: int, high_us: int) -> exp.Select:
+        """SELECT unit, us, kind of a span of time (both included)."""
+        assert self.view.clock is not None
+        t = clock_us(self.view)
+        within = fragment("$t >= $low AND $t <= $high", t=t, low=low_us, high=high_us)
+        rows = self.view.rows().where(*self.view.clock.between(low_us, high_us), within)
+        row = [exp.alias_(self.view.unit(self.entity), "unit"), exp.alias_(t, "us"), exp.alias_(self._kind(), "kind")]
+        return rows.select(*row, append=False)
 
     @cached_property
     def _apart(self) -> bool:
@@ -383,6 +460,14 @@ class Touches:
                     self.steps.append(step)
                     rows = self._catalog.engine.fetch(step.query, step.name, reading.source).to_pylist()
                     self._values[mark.number] = [(r["value"], int(r["n"])) for r in rows]
+
+    def adopt(self, other: Touches, values: Mapping[int, Mapping[str | None, int]]) -> None:
+        """In place of ``look``: what another found of the same touchpoints, and their ``values`` by mark, with the rows of each."""
+        for mine, theirs in zip(self.readings, other.readings, strict=True):
+            mine.rows, mine.overlaps, mine.profile = theirs.rows, theirs.overlaps, theirs.profile
+        for number, of in values.items():
+            order = sorted(of.items(), key=lambda v: (v[0] is not None, -v[1], (v[0] or "").encode()))
+            self._values[number] = order[: MOST_VALUES + 1]
 
     @property
     def profiles(self) -> dict[str, EventProfile]:
