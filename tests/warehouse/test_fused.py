@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import math
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,11 @@ import pytest
 from payoff.errors import DataError
 from payoff.run import Project
 from payoff.stats import exact
-from payoff.warehouse import arms, fused
+from payoff.warehouse import arms, fused, walks
 from payoff.warehouse.engines.duckdb import DuckDBEngine
 from payoff.warehouse.fused import NEVER, Accumulators, Exposures, Fold, Pass
 from payoff.warehouse.prepared import Part, Segment
-from payoff.warehouse.query import Query, sql
+from payoff.warehouse.query import sql
 from tests.builders import make_project
 from tests.warehouse.conformance.answers import answered, assert_equal, project_on
 from tests.warehouse.conformance.data import tables
@@ -78,7 +79,7 @@ def test_without_numba_the_copy_is_read_in_sql(
     found = answered(project)
     assert walked
     walked.clear()
-    monkeypatch.setattr(fused, "available", lambda: False)
+    monkeypatch.setattr(walks, "available", lambda: False)
     assert_equal(found, answered(project))
     assert not walked
 
@@ -318,7 +319,7 @@ def test_the_loop_is_what_it_is_compiled_from(tmp_path: Path, monkeypatch: pytes
         segments = [segment for segment, _ in case.segments]
         fast = case.walk(segments, case.empty()).cells.tobytes()
         with monkeypatch.context() as patched:
-            patched.setattr(fused, "compiled", lambda loop: loop)
+            patched.setattr(walks, "compiled", lambda loop: loop)
             assert case.walk(segments, case.empty()).cells.tobytes() == fast
 
 
@@ -360,22 +361,27 @@ def test_rows_out_of_order_are_refused(tmp_path: Path) -> None:
         )
 
 
-def test_a_stream_keeps_the_order_and_tells_errors(tmp_path: Path) -> None:
+def test_what_is_read_apart_keeps_the_order_and_tells_errors(tmp_path: Path) -> None:
     path = str(tmp_path / "rows.parquet")
     duckdb.sql("SELECT i FROM range(700000) AS t(i)").write_parquet(path, row_group_size=20_000)
-    query = Query(sql("SELECT i FROM read_parquet($path) WHERE i % 3 = 0", path=path).tree)
+    thirds = [sql("SELECT i FROM read_parquet($path) WHERE i % 3 = $n", path=path, n=n) for n in range(3)]
+    bad = sql("SELECT CASE WHEN i = 699999 THEN CAST('x' AS INT) ELSE 1 END AS j FROM read_parquet($path)", path=path)
     with DuckDBEngine({}, tmp_path, [path]) as engine:
-        found = np.concatenate([batch.column(0).to_numpy() for batch in engine.stream(query, "look")])
-        assert found.tolist() == list(range(0, 700_000, 3))
-        bad = sql(
-            "SELECT CASE WHEN i = 699999 THEN CAST('x' AS INT) ELSE 1 END AS j FROM read_parquet($path)", path=path
-        )
+        found: list[list[int]] = [[], [], []]
+        takers = [lambda batch, own=own: own.extend(batch.column(0).to_pylist()) for own in found]
+        assert engine.read_apart(thirds, takers, "look") == 700_000
+        assert found == [list(range(n, 700_000, 3)) for n in range(3)]
         with pytest.raises(DataError, match="Could not convert"):
-            list(engine.stream(bad, "look"))
-        for _ in engine.stream(query, "look"):
-            break  # who stops early waits for nobody
+            engine.read_apart([thirds[0], bad], takers[:2], "look")
         with pytest.raises(DataError, match="no_such_table"):
-            list(engine.stream(sql("SELECT i FROM no_such_table"), "look"))
+            engine.read_apart([sql("SELECT i FROM no_such_table")], takers[:1], "look")
+
+        def refuse(_: pa.RecordBatch) -> None:
+            raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):  # who stops early waits for nobody
+            engine.read_apart(thirds, [takers[0], refuse, takers[2]], "look")
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("payoff reads")]
 
 
 def test_moments_are_exact_by_either_implementation(

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from payoff.run import Project
-from payoff.warehouse import fused_journeys
+from payoff.warehouse import fused_journeys, walks
 from payoff.warehouse.engines.duckdb import DuckDBEngine
 
 DAY = 86_400_000_000
@@ -108,9 +108,11 @@ def test_a_walk_gives_what_the_kernels_give(tmp_path: Path, monkeypatch: pytest.
     folder = write(tmp_path, rng, text=bool(seed % 2), grid=600 if seed % 3 else 7200)
     raw, _ = answers(folder)
     Project.load(folder).prepare()
+    monkeypatch.setattr(walks, "_ROWS", 1)  # as many ranges of units as threads
+    monkeypatch.setattr(DuckDBEngine, "threads", lambda _: (1, 2, 3, 7, 60, 2)[seed])
     by_walk, walked = answers(folder)
     assert walked == {f"funnels.{n}" for n in FUNNELS} | {f"cohorts.{n}" for n in COHORTS}
-    monkeypatch.setattr(fused_journeys, "available", lambda: False)
+    monkeypatch.setattr(walks, "available", lambda: False)
     by_sql, walked = answers(folder)
     assert walked == set()
     for name, result in by_sql.items():
@@ -122,14 +124,13 @@ def test_batches_may_end_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     folder = write(tmp_path, np.random.default_rng(5), text=False)
     Project.load(folder).prepare()
     whole = answers(folder)
-    stream = DuckDBEngine.stream
+    add = walks.Feed.add
 
-    def in_crumbs(self: DuckDBEngine, *args: Any) -> Any:
-        for batch in stream(self, *args):
-            for at in range(0, batch.num_rows, 3):
-                yield batch.slice(at, 3)
+    def in_crumbs(self: walks.Feed, batch: pa.RecordBatch) -> None:
+        for at in range(0, batch.num_rows, 3):
+            add(self, batch.slice(at, 3))
 
-    monkeypatch.setattr(DuckDBEngine, "stream", in_crumbs)
+    monkeypatch.setattr(walks.Feed, "add", in_crumbs)
     assert answers(folder) == whole
 
 

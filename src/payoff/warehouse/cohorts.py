@@ -368,7 +368,7 @@ class _Statements:
             "Each unit's first row and the periods of its activity: rows of the prepared copy, followed outside SQL in one walk",
             declared.start.source,
             [declared.start.where, declared.activity.where],
-            walk.query,
+            walk.rows.query(walk.projection),
         )
         high = as_of_us if d.ends_us is None else min(d.ends_us - 1, as_of_us)
         unbounded = declared.retention.kind == "unbounded"

@@ -340,7 +340,7 @@ class _Reader:
             "entries and ways",
             source.relation.key,
             "every unit's entries and deepest way: rows of the prepared copy, followed outside SQL in one walk",
-            walk.query,
+            walk.rows.query(walk.projection),
             tuple(sorted(source.referenced(texts))),
         )
         walk.run(funnel, step.name)

@@ -10,24 +10,22 @@ goes on with later segments therefore gives, to the last bit, what one pass over
 
 from __future__ import annotations
 
-import importlib.util
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pyarrow as pa
 from sqlglot import exp
 
-from payoff.errors import DataError
-from payoff.warehouse import prepared
+from payoff.warehouse import prepared, walks
 from payoff.warehouse.engines.duckdb import DuckDBEngine
 from payoff.warehouse.layout import Layout, Scan
 from payoff.warehouse.needs import Measure
 from payoff.warehouse.query import Query, column, conjunction, fragment, sql
 from payoff.warehouse.sources import View
 from payoff.warehouse.statements import Step
+from payoff.warehouse.walks import Places, Reads, over
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -39,10 +37,9 @@ if TYPE_CHECKING:
 
 NEVER = 1 << 62
 """A time that no row has: of an anchor that a unit has not, of a first row that was not met. Differences to it do not overflow."""
-_MOST_BITS, _BLOCK = 62, 4096
-_SELECTIVE = 2
-"""Conditions up to which rows that meet none are left out in SQL. Of more, most rows meet one, and the loop is quicker to skip them: of 20
-million rows of which all are kept, leaving none out takes a third of the reading's time."""
+_BLOCK = 4096
+_SLOTS = 256
+"""Masks of which a loop remembers what they add to."""
 _KINDS = {"count": 0, "sum": 1, "mean": 2, "first": 3}
 _SHARE = 0.5
 """Of the engine's memory, that the values of one pass may take."""
@@ -150,16 +147,11 @@ def _places(folds: Sequence[Fold]) -> list[tuple[Fold, int]]:
 # ---------------------------------------------------------------- what a scan is, to a pass
 
 
-def available() -> bool:
-    """Is the compiler of the loop installed?"""
-    return importlib.util.find_spec("numba") is not None
-
-
 def layout_of(layout: Layout, scan: Scan) -> Prepared | str:
     """The prepared rows that a scan can be made over in one pass, or why it cannot, in a clause."""
     if not isinstance(layout.catalog.engine, DuckDBEngine):
         return "it is read by another engine"
-    if not available():
+    if not walks.available():
         return "numba is not installed"
     views = {f.measure.source: layout.views[f.measure.source] for f in scan.columns}
     if any(scan.entity in view.joined for view in views.values()):
@@ -176,6 +168,13 @@ def folds_of(layout: Layout, scan: Scan) -> tuple[tuple[Fold, ...], Query] | Non
 
     None where it has more conditions than a mask has bits.
     """
+    folds, reads = reads_of(layout, scan)
+    made = walks.united([reads], scan.view.own.columns)
+    return None if made is None else (folds, made[0])
+
+
+def reads_of(layout: Layout, scan: Scan) -> tuple[tuple[Fold, ...], Reads]:
+    """What a scan folds, the bits and values of its folds being the numbers of what is read for it."""
     bits: dict[str, tuple[int, exp.Expr]] = {}
     values: dict[str, tuple[int, exp.Expr]] = {}
     folds, wheres = [], []
@@ -209,22 +208,12 @@ def folds_of(layout: Layout, scan: Scan) -> tuple[tuple[Fold, ...], Query] | Non
                 -1 if folded.only is None else folded.only,
             )
         )
-    if len(bits) > _MOST_BITS:
-        return None
-    mask_: exp.Expr = exp.cast(exp.convert(0), "BIGINT")
-    for n, condition in bits.values():
-        mask_ = exp.Add(this=mask_, expression=fragment("CASE WHEN $c THEN $bit ELSE 0 END", c=condition, bit=1 << n))
-    rows = exp.select(
-        exp.alias_(column(prepared.UNIT), "unit"),
-        exp.alias_(column(prepared.US), "t"),
-        exp.alias_(exp.cast(mask_, "BIGINT"), "mask"),
-        *(exp.alias_(fragment("coalesce($v, 0.0::DOUBLE)", v=v), f"v{n}") for n, v in values.values()),
-    ).from_("prepared_rows")
-    rows = rows.where(fragment(f"{prepared.UNIT} IS NOT NULL AND {prepared.US} IS NOT NULL"))
     distinct = {w.sql("duckdb"): w for w in wheres if w is not None}
-    if all(w is not None for w in wheres) and len(distinct) <= _SELECTIVE:
-        rows = rows.where(exp.paren(exp.or_(*(exp.paren(w.copy()) for w in distinct.values()))))
-    return tuple(folds), Query(rows)
+    return tuple(folds), Reads(
+        tuple(condition for _, condition in bits.values()),
+        tuple(value for _, value in values.values()),
+        tuple(distinct.values()) if all(w is not None for w in wheres) else None,
+    )
 
 
 def conditions(view: View, measure: Measure) -> exp.Expr | None:
@@ -261,9 +250,8 @@ class Pass:
 
     def step(self, like: Step, segments: Sequence[Segment] | None = None) -> Step:
         """The statement that is run, told as the step ``like`` that it stands for."""
-        paths = [s.path for s in (self.rows.segments if segments is None else segments)]
         purpose = f"{like.purpose}: rows of the prepared copy, folded outside SQL in one walk"
-        return Step(like.name, like.reads, purpose, like.columns, like.serves, over(self.projection, paths))
+        return Step(like.name, like.reads, purpose, like.columns, like.serves, over(self.projection, self.rows.segments if segments is None else segments))
 
     def run(self, exposed: str, low: int | None, high: int | None, like: Step) -> Step:
         """Fold all segments that hold times from ``low`` to ``high`` into the scan's table. Returns the step as it was run."""
@@ -307,13 +295,6 @@ class Pass:
         return Exposures(arrays["uid"], arrays["unit"], arrays["x"], arrays["t0"], times).sorted()
 
 
-def over(projection: Query, paths: Sequence[str]) -> Query:
-    """The projection over the rows of some segments."""
-    listed = exp.Array(expressions=[exp.Literal.string(path) for path in paths])
-    rows = sql("SELECT * FROM read_parquet($files)", files=listed)
-    return Query(projection.tree.copy().with_("prepared_rows", as_=rows.tree))
-
-
 def reaches(segment: Segment, low: int | None, high: int | None) -> bool:
     """Can a segment hold a row from ``low`` to ``high``?"""
     if segment.first_us is None or segment.last_us is None:
@@ -338,27 +319,18 @@ def accumulate(
 
     ``into.cells`` has a row for each exposure. ``only`` (n,) names the exposures that are added to; the others stay as they are.
     """
-    paths = [segment.path for segment in segments]
     rows = np.arange(len(exposures.uid)) if only is None else np.flatnonzero(only)
-    if not paths or not len(rows):
+    if not len(rows):
         return 0
     into._columns = None
-    walk = Walk(exposures if only is None else exposures.take(rows), into.folds)
-    read = 0
-    for batch in engine.stream(over(projection, paths), what, source):
-        read += batch.num_rows
-        walk.add(batch, into.cells, rows)
-    if walk.restarts >= len(paths):
-        raise DataError(
-            "its prepared copy is not in order; make it anew (payoff prepare --drop, payoff prepare)", source=source
-        )
-    return read
+    walk = Walk(exposures if only is None else exposures.take(rows), into.folds, into.cells, rows)
+    return walks.through(engine, list(segments), projection, lambda: [walk.loop()], what, source)
 
 
 class Walk:
-    """The loop over rows, ready to be given them batch by batch."""
+    """Adds rows to values: exposure e has the row ``rows[e]`` of ``cells``. Loops over ranges of units do not meet each other's."""
 
-    def __init__(self, exposures: Exposures, folds: Sequence[Fold]) -> None:
+    def __init__(self, exposures: Exposures, folds: Sequence[Fold], cells: Longs, rows: NDArray[Any]) -> None:
         many = int(exposures.unit[-1]) + 1 if len(exposures.unit) else 0
         self._start = np.zeros(many + 1, np.int64)
         np.cumsum(np.bincount(exposures.unit, minlength=many), out=self._start[1:])
@@ -366,46 +338,54 @@ class Walk:
         names = sorted({f.after for f in folds if f.after is not None})
         self._anchors = np.stack([exposures.anchors[n] for n in names]) if names else np.empty((0, 0), np.int64)
         lowest, highest = -NEVER, NEVER
-        self._folds = np.array(
-            [
-                (
-                    f.bits,
-                    _KINDS[f.kind],
-                    at,
-                    -1 if f.value is None else f.value,
-                    -1 if f.after is None else names.index(f.after),
-                    lowest if f.low is None else f.low,
-                    highest if f.high is None else f.high,
-                    lowest if f.since is None else f.since,
-                    highest if f.before is None else f.before,
-                    f.only,
-                )
-                for f, at in _places(folds)
-            ],
-            np.int64,
-        ).reshape(len(folds), 10)
+        windows: dict[tuple[int, ...], int] = {}
+        told = []
+        for f, at in _places(folds):
+            window = (
+                -1 if f.after is None else names.index(f.after),
+                lowest if f.low is None else f.low,
+                highest if f.high is None else f.high,
+                lowest if f.since is None else f.since,
+                highest if f.before is None else f.before,
+                f.only,
+            )
+            number = windows.setdefault(window, len(windows))
+            told.append((number, f.bits, _KINDS[f.kind], at, -1 if f.value is None else f.value))
+        self._folds = np.array(sorted(told), np.int64).reshape(len(folds), 5)  # those of one window side by side
+        self._windows = np.array(list(windows), np.int64).reshape(len(windows), 6)
         own = [f for f in folds if f.after is None]
         anchored = len(own) < len(folds)
         self._back = max([0, *(-(lowest if f.low is None else f.low) for f in own)])
         self._reach = highest if anchored or not own else max(highest if f.high is None else f.high for f in own)
-        self._at = np.array([-1, 0, 0, 0], np.int64)
+        self._cells, self._doubles = cells, cells.view(np.float64)
+        self._rows = np.asarray(rows, np.int64)
 
-    def add(self, batch: pa.RecordBatch, cells: Longs, rows: NDArray[Any]) -> None:
-        """Add a batch of (unit, t, mask, v0 ...). Exposure e has the cells of row ``rows[e]``."""
-        if not batch.num_rows:
-            return
-        unit, t, mask = (_longs(batch.column(i)) for i in range(3))
-        held = [batch.column(i).to_numpy() for i in range(3, batch.num_columns)]
-        values = np.stack(held) if len(held) > 1 else np.reshape(held, (len(held), len(unit)))
-        compiled(_walk)(
-            unit, t, mask, values, self._start, self._x, self._t0, self._anchors, self._folds, self._back, self._reach,
-            rows, cells, cells.view(np.float64), self._at,
+    def loop(self, places: Places | None = None) -> WalkLoop:
+        """One for a range of units. ``places``: where the conditions and values of the folds are, where that is not by their numbers."""
+        folds = self._folds
+        if places is not None:
+            folds = folds.copy()
+            folds[:, 1] = [places.mask(int(own)) for own in self._folds[:, 1]]
+            folds[:, 4] = [-1 if own < 0 else places.values[own] for own in self._folds[:, 4]]
+        return WalkLoop(self, folds)
+
+
+class WalkLoop:
+    def __init__(self, walk: Walk, folds: Longs) -> None:
+        self._walk, self._folds = walk, folds
+        self._at = np.array([-1, 0, 0, 0], np.int64)
+        self._known = np.full(_SLOTS, -1, np.int64)
+        self._adds = np.zeros((_SLOTS, len(folds) + 1), np.int64)
+
+    def add(self, unit: Longs, t: Longs, mask: Longs, values: Doubles) -> None:
+        walk = self._walk
+        walks.compiled(_walk)(
+            unit, t, mask, values, walk._start, walk._x, walk._t0, walk._anchors, walk._windows, self._folds, walk._back,
+            walk._reach, walk._rows, walk._cells, walk._doubles, self._known, self._adds, self._at,
         )  # fmt: skip
 
-    @property
-    def restarts(self) -> int:
-        """How often the rows began again at a lower unit or time, as they do at each segment after the first."""
-        return int(self._at[3])
+    def end(self) -> None:
+        """No row is pending."""
 
 
 def _longs(values: Any) -> Longs:
@@ -414,19 +394,8 @@ def _longs(values: Any) -> Longs:
 
 def order(unit: NDArray[Any], t0: Longs) -> Longs:
     """The places of exposures (n,) by unit, and those of one unit by time, equal times as they come. Units are numbers from -1."""
-    places: Longs = compiled(_order)(unit, t0, int(unit.max(initial=-1)) + 2)
+    places: Longs = walks.compiled(_order)(unit, t0, int(unit.max(initial=-1)) + 2)
     return places
-
-
-@cache
-def compiled(loop: Callable[..., Any]) -> Callable[..., Any]:
-    """A loop as machine code, which is kept beside the source for the next process."""
-    import numba
-
-    try:
-        return numba.njit(nogil=True, cache=True)(loop)
-    except RuntimeError:  # there is no folder to keep it in
-        return numba.njit(nogil=True)(loop)
 
 
 def _order(unit: NDArray[Any], t0: Longs, many: int) -> Longs:
@@ -457,64 +426,66 @@ def _walk(
     x: Longs,
     t0: Longs,
     anchors: Longs,
+    windows: Longs,
     folds: Longs,
     back: int,
     reach: int,
     rows: Longs,
     cells: Longs,
     doubles: Doubles,
+    known: Longs,
+    adds: Longs,
     at: Longs,
 ) -> None:
-    """The loop: plain Python that numba compiles. ``at`` is (unit, time, first exposure in reach) of the last row
-    before, and how often the order began again."""
-    units = len(start) - 1
-    n_folds = folds.shape[0]
-    active = np.empty(n_folds, np.int64)
-    n_active = 0
-    active_mask = -1
-    last_unit, last_t, first = at[0], at[1], at[2]
+    """The loop: plain Python that numba compiles. ``at`` is (unit, time, first exposure in reach, end of the unit's exposures) of the
+    last row that added to something. ``known`` are masks, by their slots, and ``adds`` how many folds each adds to, and which."""
+    units, slots = len(start) - 1, len(known)
+    last_unit, last_t, first, end = at[0], at[1], at[2], at[3]
     for i in range(len(unit)):
-        u, now = unit[i], t[i]
-        if u != last_unit or now < last_t:
-            if u <= last_unit:
-                at[3] += 1  # a segment begins
-            first = start[u] if u < units else 0
-        last_unit, last_t = u, now
-        if u >= units:
+        m = mask[i]
+        slot = (m ^ (m >> 8) ^ (m >> 17) ^ (m >> 31)) & (slots - 1)
+        if known[slot] != m:
+            n = 0
+            for f in range(len(folds)):
+                if m & folds[f, 1] == folds[f, 1]:
+                    n += 1
+                    adds[slot, n] = f
+            known[slot], adds[slot, 0] = m, n
+        n_adds = adds[slot, 0]
+        u = unit[i]
+        if n_adds == 0 or u >= units:
             continue
-        end = start[u + 1]
+        now = t[i]
+        if u != last_unit or now < last_t:
+            first, end = start[u], start[u + 1]
+        last_unit, last_t = u, now
         while first < end and now - t0[first] >= reach:
             first += 1
-        if first == end or now - t0[first] < -back:
-            continue
-        if mask[i] != active_mask:
-            active_mask, n_active = mask[i], 0
-            for f in range(n_folds):
-                if active_mask & folds[f, 0] == folds[f, 0]:
-                    active[n_active] = f
-                    n_active += 1
-        if n_active == 0:
-            continue
         for e in range(first, end):
             since = now - t0[e]
             if since < -back:
                 break
-            row = rows[e]
-            for a in range(n_active):
-                f = active[a]
-                opening = folds[f, 4]
-                offset = since if opening < 0 else now - anchors[opening, e]
-                if offset < folds[f, 5] or offset >= folds[f, 6] or now < folds[f, 7] or now >= folds[f, 8]:
+            row, window, inside = rows[e], -1, False
+            for a in range(1, n_adds + 1):
+                f = adds[slot, a]
+                if folds[f, 0] != window:
+                    window = folds[f, 0]
+                    opening = windows[window, 0]
+                    offset = since if opening < 0 else now - anchors[opening, e]
+                    inside = (
+                        windows[window, 1] <= offset < windows[window, 2]
+                        and windows[window, 3] <= now < windows[window, 4]
+                        and (windows[window, 5] < 0 or windows[window, 5] == x[e])
+                    )
+                if not inside:
                     continue
-                if folds[f, 9] >= 0 and folds[f, 9] != x[e]:
-                    continue
-                kind, cell = folds[f, 1], folds[f, 2]
+                kind, cell = folds[f, 2], folds[f, 3]
                 if kind == 0:
                     cells[row, cell] += 1
                 elif kind == 3:
                     cells[row, cell] = min(cells[row, cell], now)
                 else:
-                    doubles[row, cell] += values[folds[f, 3], i]
+                    doubles[row, cell] += values[folds[f, 4], i]
                     if kind == 2:
                         cells[row, cell + 1] += 1
-    at[0], at[1], at[2] = last_unit, last_t, first
+    at[0], at[1], at[2], at[3] = last_unit, last_t, first, end

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from functools import cache
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -19,12 +18,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from sqlglot import exp
 
-from payoff.warehouse import prepared
+from payoff.warehouse import prepared, walks
 from payoff.warehouse.engines.duckdb import DuckDBEngine
 from payoff.warehouse.events import AHEAD_US
-from payoff.warehouse.fused import available, over
-from payoff.warehouse.query import Query, column, conjunction, fragment, sql
+from payoff.warehouse.query import Query, conjunction, fragment, sql
 from payoff.warehouse.sources import Catalog, View
+from payoff.warehouse.walks import Loop, Places, Reads, over
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -33,6 +32,7 @@ if TYPE_CHECKING:
     from payoff.warehouse.funnel_statements import FunnelStatements
     from payoff.warehouse.prepared import Prepared, Segment
 
+    Doubles = NDArray[np.float64]
     Longs = NDArray[np.int64]
 
 _SHARE = 0.5
@@ -54,7 +54,7 @@ class Rows:
         """Those of sources over one relation; else why there are none, in a clause."""
         if not isinstance(catalog.engine, DuckDBEngine):
             return "it is read by another engine"
-        if not available():
+        if not walks.available():
             return "numba is not installed"
         if len({view.own.key for view in views}) > 1:
             return "its steps are in several relations"
@@ -74,29 +74,35 @@ class Rows:
     def fits(self, catalog: Catalog, bytes_a_unit: int) -> bool:
         return bytes_a_unit * self.units <= _SHARE * catalog.engine.memory()
 
-    def masked(self, conditions: Sequence[exp.Expr], now_us: int) -> Query:
-        """(unit, t, mask) of the rows that meet any of ``conditions``, the n-th of which is bit n of the mask."""
-        mask: exp.Expr = exp.cast(exp.convert(0), "BIGINT")
-        for n, condition in enumerate(conditions):
-            mask = exp.Add(this=mask, expression=fragment("CASE WHEN $c THEN $bit ELSE 0 END", c=condition, bit=1 << n))
-        rows = exp.select(
-            exp.alias_(column(prepared.UNIT), "unit"),
-            exp.alias_(column(prepared.US), "t"),
-            exp.alias_(exp.cast(mask, "BIGINT"), "mask"),
-        ).from_("prepared_rows")
-        inside = fragment(f"{prepared.UNIT} IS NOT NULL AND {prepared.US} BETWEEN 0 AND $most", most=now_us + AHEAD_US)
-        return over(
-            Query(rows.where(conjunction(inside, exp.or_(*(exp.paren(c.copy()) for c in conditions))))),
-            [segment.path for segment in self.segments],
-        )
+    def reading(self, conditions: Sequence[exp.Expr]) -> tuple[Query, Places] | None:
+        """What gives (unit, t, mask) of the rows, and the bits of the conditions; None where a mask does not hold them."""
+        made = walks.united([Reads(tuple(conditions), rows=tuple(conditions))], self.layout.columns)
+        return None if made is None else (made[0], made[1][0])
 
-    def walk(
-        self, catalog: Catalog, query: Query, what: str, source: str, loop: Callable[[Longs, Longs, Longs], None]
-    ) -> None:
+    def query(self, projection: Query) -> Query:
+        return over(projection, self.segments)
+
+    def walk(self, catalog: Catalog, projection: Query, loop: Callable[[], Loop], what: str, source: str) -> None:
         assert isinstance(catalog.engine, DuckDBEngine)
-        for batch in catalog.engine.stream(query, what, source):
-            if batch.num_rows:
-                loop(*(np.asarray(batch.column(i).to_numpy(), np.int64) for i in range(3)))
+        walks.through(catalog.engine, self.segments, projection, lambda: [loop()], what, source)
+
+
+class _Loop:
+    """A compiled loop over the rows of one range; ``pending`` is what it has of rows not yet taken."""
+
+    def __init__(self, loop: Callable[..., None], pending: Sequence[int], *fixed: Longs) -> None:
+        self._loop, self._fixed = loop, fixed
+        self._pending = np.array([-1, *pending], np.int64)
+
+    def add(self, unit: Longs, t: Longs, mask: Longs, values: Doubles) -> None:
+        walks.compiled(self._loop)(unit, t, mask, *self._fixed, self._pending, 0)
+
+    def end(self) -> None:
+        walks.compiled(self._loop)(_NOTHING, _NOTHING, _NOTHING, *self._fixed, self._pending, 1)
+
+
+_NOTHING = np.empty(0, np.int64)
+_NOTHING.flags.writeable = False  # as the columns of a batch are: another type would be compiled anew
 
 
 def _condition(view: View, event: Event) -> exp.Expr:
@@ -113,8 +119,8 @@ class FunnelWalk:
     """What one walk tells of a funnel. ``entered`` and ``ways`` are the tables of the kernel, of units by their numbers."""
 
     rows: Rows
-    query: Query
-    bits: Mapping[str, int]
+    projection: Query
+    flags: Mapping[str, int]
     entered: pa.Table | None = None
     ways: pa.Table | None = None
     later: tuple[int, ...] = ()
@@ -134,25 +140,30 @@ class FunnelWalk:
         if not rows.fits(funnel.catalog, 8 * (m * (m + 1) // 2 + m * 3 + 3)):
             return "what is kept of its units would not fit in memory"
         flags = {f: _condition(s.view, e) for s in funnel.sources.values() for f, e in s.events.items()}
-        bits = {flag: 1 << n for n, flag in enumerate(flags)}
-        if len(bits) > 62:
+        made = rows.reading(list(flags.values()))
+        if made is None:
             return "it has too many conditions"
-        return cls(rows, rows.masked(list(flags.values()), funnel.design.now_us), bits)
+        return cls(rows, made[0], dict(zip(flags, made[1].bits, strict=True)))
 
     def run(self, funnel: FunnelStatements, what: str) -> None:
         declared, m, units, bounds = funnel.declared, funnel.m, self.rows.units, funnel.bounds
         assert isinstance(bounds.cut, int) and isinstance(bounds.steps, int)
-        steps = np.array([self.bits[f"s{k}"] for k in range(1, m + 1)], np.int64)
+        steps = np.array([self.flags[f"s{k}"] for k in range(1, m + 1)], np.int64)
         blocks = np.zeros(m, np.int64)
         for k in range(m):
-            blocks[k] = sum(bit for flag, bit in self.bits.items() if flag.startswith("x"))
+            for flag, bit in self.flags.items():
+                if flag.startswith("x"):
+                    blocks[k] |= bit
             if declared.order == "strict":
-                blocks[k] |= sum(int(steps[j]) for j in range(m) if j not in (k - 1, k))
+                for j in range(m):
+                    blocks[k] |= steps[j] if j not in (k - 1, k) else 0
         own = [None if step.within is None else _us(step.within) for step in funnel.happening]
+        last = funnel.last_entry()
         settings = np.array(
             [
-                -_FAR if bounds.low is None else bounds.low,
-                _FAR if (last := funnel.last_entry()) is None else last,
+                0 if bounds.low is None else max(bounds.low, 0),
+                funnel.design.now_us + AHEAD_US,
+                _FAR if last is None else last,
                 bounds.cut,
                 bounds.steps,
                 _FAR if declared.within is None else _us(declared.within),
@@ -161,36 +172,31 @@ class FunnelWalk:
             ],
             np.int64,
         )
-        strictly = np.array([int(k > 0 and funnel.after(k + 1) == ">") for k in range(m)], np.int64)
         spans = np.array([_FAR if k == 0 or own[k] is None else own[k] for k in range(m)], np.int64)
         ways = m * (m + 1) // 2
-        kept = np.full((units, ways + 3 + 2 * m + (m if settings[6] else 0)), -1, np.int64)
-        counts = np.zeros(m, np.int64)
-        pending = np.array([-1, 0, 0], np.int64)
-        loop = _compiled(_funnel)
+        # zeros are pages that are made where they are written, by the thread that does
+        kept = np.zeros((units, ways + 3 + 2 * m + (m if settings[-1] else 0)), np.int64)
+        counts: list[Longs] = []
+        order = np.array(_order([k > 0 and funnel.after(k + 1) == ">" for k in range(m)]), np.int64)
 
-        def add(unit: Longs, t: Longs, mask: Longs) -> None:
-            loop(
-                unit, t, mask, steps, blocks, strictly, spans, settings, kept, counts, pending
-            )  # fmt: skip
+        def loop() -> Loop:
+            counts.append(np.zeros(m, np.int64))
+            return _Loop(_funnel, (0, 0), steps, blocks, order, spans, settings, kept, counts[-1])
 
-        self.rows.walk(funnel.catalog, self.query, what, funnel.of("s1").view.name, add)
-        add(*(np.array([v], np.int64) for v in (-1, 0, 0)))  # what is pending of the last unit
+        self.rows.walk(funnel.catalog, self.projection, loop, what, funnel.of("s1").view.name)
         best = ways + 3
         self._tell(m, kept[:, ways : ways + 2], kept[:, ways + 2], kept[:, best : best + m])
-        self.later, self.first_times = tuple(int(n) for n in counts), kept[:, best + m : best + 2 * m]
-        self.first_entries = kept[:, ways]
+        self.later = tuple(int(n) for n in np.sum(counts, axis=0)) if counts else (0,) * m
+        self.first_times, self.first_entries = kept[:, best + m : best + 2 * m], kept[:, ways]
 
     def _tell(self, m: int, entries: Longs, depth: Longs, best: Longs) -> None:
         def column_of(values: Longs) -> pa.Array:
-            return pa.array(values, mask=values < 0)
+            return pa.array(values - 1, mask=values == 0)
 
-        came = np.flatnonzero(entries[:, 0] >= 0)
-        self.entered = pa.table(
-            {"unit": came, "first_us": entries[came, 0], "t1": column_of(np.ascontiguousarray(entries[came, 1]))}
-        )
-        went = np.flatnonzero(depth > 1)
-        times = {f"t{k + 1}": column_of(np.ascontiguousarray(best[went, k])) for k in range(m)}
+        came = np.flatnonzero(entries[:, 0])
+        self.entered = pa.table({"unit": came, "first_us": entries[came, 0] - 1, "t1": column_of(entries[came, 1])})
+        went = np.flatnonzero(depth)
+        times = {f"t{k + 1}": column_of(best[went, k]) for k in range(m)}
         self.ways = pa.table({"unit": went, "depth": pa.array(depth[went], pa.int32()), **times})
 
     def precedence(self, catalog: Catalog, sampled: exp.Expr | None) -> dict[str, int]:
@@ -209,7 +215,7 @@ class FunnelWalk:
         before, out = self.first_entries, {}
         for k in range(1, self.first_times.shape[1]):
             own = self.first_times[:, k]
-            both = wanted & (own >= 0) & (before >= 0)
+            both = wanted & (own > 0) & (before > 0)
             out[f"both_{k + 1}"] = int(both.sum())
             out[f"earlier_{k + 1}"] = int((both & (own < before)).sum())
             before = own
@@ -220,87 +226,116 @@ def _us(span: timedelta) -> int:
     return int(span // timedelta(microseconds=1))
 
 
+def _order(strictly: Sequence[bool]) -> list[int]:
+    """The steps in the order in which they may take what happens at one time: a step that lies strictly after the one before it is
+    taken before that one, so that it sees what was there earlier; any other is taken after it."""
+    out: list[int] = []
+    together: list[int] = []
+    for k in reversed(range(len(strictly))):
+        together.insert(0, k)
+        if strictly[k] or k == 0:
+            out += together
+            together = []
+    return out
+
+
 def _funnel(
     unit: Longs,
     t: Longs,
     mask: Longs,
     steps: Longs,
     blocks: Longs,
-    strictly: Longs,
+    order: Longs,
     spans: Longs,
     settings: Longs,
     kept: Longs,
     counts: Longs,
     pending: Longs,
+    last: int,
 ) -> None:
     """The loop: plain Python that numba compiles. Rows of a unit at one time are taken together.
 
-    ``kept`` has a row for each unit, so that it is met in one place of memory; -1 is a time that is not there. For each step the times
-    of the way to its latest row that was reached (those of step k from k(k + 1) / 2 on); the first entry, and the one that a way of no further
-    step is told from; how deep the deepest way went, of those the latest to enter, and the first time of each of its steps; the first
-    row of each step; and (where there are any) the last row that ends an attempt at each. ``pending`` is (unit, time, mask) of the rows not yet taken.
+    ``kept`` has a row for each unit, so that it is met in one place of memory. A time is one more than it is, so that 0 is none. For each
+    step the times of the way to its latest row that was reached (those of step k from k(k + 1) / 2 on); the first entry, and the one
+    that a way of no further step is told from; how deep the deepest way went (0: no further than the entry), of those the latest to
+    enter, and the first time of each of its steps; the first row of each step; and (where there are any) the last row that ends an
+    attempt at each. ``pending`` is (unit, time, mask) of the rows not yet taken; with ``last`` they are.
     """
-    m = len(steps)
-    low, last_entry, cut, last_step, within, first_only, blocking = settings
+    m, n = len(steps), len(unit)
+    low, most, last_entry, cut, last_step = (
+        settings[0] + 1,
+        settings[1] + 1,
+        settings[2] + 1,
+        settings[3] + 1,
+        settings[4] + 1,
+    )
+    within, first_only, blocking = settings[5], settings[6], settings[7]
     first = m * (m + 1) // 2
     latest, depth, best = first + 1, first + 2, first + 3
     seen, blocked = best + m, best + 2 * m
-    was = np.empty(m, np.int64)
-    before = np.empty(m, np.int64)
-    for i in range(len(unit)):
-        if unit[i] == pending[0] and t[i] == pending[1]:
-            pending[2] |= mask[i]
-        else:
-            us, flags = pending[1], pending[2]
-            if pending[0] >= 0 and us >= low:
-                own = kept[pending[0]]
-                before[0] = -1
+    any_step = 0
+    mine = 0
+    for k in range(m):
+        mine |= steps[k] | blocks[k]
+        any_step |= steps[k]
+    of_unit, us, flags = pending[0], pending[1], pending[2]
+    for i in range(n + last):
+        if i < n:
+            got, now = mask[i] & mine, t[i] + 1
+            if got == 0 or now < low or now > most:
+                continue
+            if now <= last_step:
+                for k in range(1, m):
+                    if got & steps[k]:
+                        counts[k] += 1
+            if unit[i] == of_unit and now == us:
+                flags |= got
+                continue
+        if of_unit >= 0:
+            own = kept[of_unit]
+            for place in range(m if flags & any_step else 0):
+                k = order[place]
+                if flags & steps[k] == 0:
+                    continue
+                if k == 0:
+                    if us <= last_entry:
+                        if us <= cut and (not first_only or own[first] == 0):
+                            own[latest] = us
+                            own[0] = us
+                        if own[first] == 0:
+                            own[first] = us
+                    continue
+                if us > last_step:
+                    continue
+                if own[seen + k] == 0:
+                    own[seen + k] = us
+                at = k * (k + 1) // 2
+                prior = at - k
+                opening, previous = own[prior], own[at - 1]
+                if (
+                    opening == 0
+                    or us - opening > within
+                    or us - previous > spans[k]
+                    or (blocking and own[blocked + k] > previous)
+                ):
+                    continue
+                for j in range(k):
+                    own[at + j] = own[prior + j]
+                own[at + k] = us
+                if own[depth] < k + 1 or (own[depth] == k + 1 and own[best] < opening):
+                    own[depth] = k + 1
+                    for j in range(k + 1):
+                        own[best + j] = own[at + j]
+                elif own[depth] == k + 1 and own[best] == opening:
+                    for j in range(1, k + 1):
+                        own[best + j] = min(own[best + j], own[at + j])
+            if blocking:
                 for k in range(m):
-                    at = k * (k + 1) // 2
-                    for j in range(k + 1):
-                        was[j] = own[at + j]
-                    if flags & steps[k]:
-                        if k == 0:
-                            if us <= last_entry:
-                                opens = us <= cut and (not first_only or own[first] < 0)
-                                if own[first] < 0:
-                                    own[first] = us
-                                if opens:
-                                    own[latest] = us
-                                    own[0] = us
-                        elif us <= last_step:
-                            if own[seen + k] < 0:
-                                own[seen + k] = us
-                            prior = at - k
-                            opening = before[0] if strictly[k] else own[prior]
-                            previous = before[k - 1] if strictly[k] else own[prior + k - 1]
-                            if (
-                                opening >= 0
-                                and us - opening <= within
-                                and us - previous <= spans[k]
-                                and (not blocking or own[blocked + k] <= previous)
-                            ):
-                                for j in range(k):
-                                    own[at + j] = before[j] if strictly[k] else own[prior + j]
-                                own[at + k] = us
-                                if own[depth] < k + 1 or (own[depth] == k + 1 and own[best] < opening):
-                                    own[depth] = k + 1
-                                    for j in range(k + 1):
-                                        own[best + j] = own[at + j]
-                                elif own[depth] == k + 1 and own[best] == opening:
-                                    for j in range(1, k + 1):
-                                        own[best + j] = min(own[best + j], own[at + j])
-                    for j in range(k + 1):
-                        before[j] = was[j]
-                if blocking:
-                    for k in range(m):
-                        if flags & blocks[k]:
-                            own[blocked + k] = us
-            pending[0], pending[1], pending[2] = unit[i], t[i], mask[i]
-        if unit[i] >= 0 and low <= t[i] <= last_step:
-            for k in range(1, m):
-                if mask[i] & steps[k]:
-                    counts[k] += 1
+                    if flags & blocks[k]:
+                        own[blocked + k] = us
+        if i < n:
+            of_unit, us, flags = unit[i], now, got
+    pending[0], pending[1], pending[2] = of_unit, us, flags
 
 
 # ---------------------------------------------------------------- retention
@@ -310,19 +345,21 @@ def _funnel(
 class RetentionWalk:
     """What one walk tells of a cohort: of each unit its start, the periods in which it was active, and rows before its start.
 
-    ``found`` has (unit, t0, seen, early) of the units that started: ``seen`` is a bit for each period or, of unbounded retention, the last
-    period with a row; NULL where there is none.
+    ``found`` has (unit, t0, seen, early, rows) of the units that started: ``seen`` is a bit for each period or, of unbounded retention, the
+    last period with a row; NULL where there is none.
     """
 
     rows: Rows
-    query: Query
+    projection: Query
+    bits: tuple[int, ...]
+    now_us: int
     found: pa.Table | None = None
 
     @classmethod
     def of(
-        cls, catalog: Catalog, start: Event, activity: Event | None, entity: str, now_us: int, periods: int
+        cls, catalog: Catalog, start: Event, activity: Event, entity: str, now_us: int, periods: int
     ) -> RetentionWalk | str:
-        views = [catalog.view(e.source) for e in (start, activity) if e is not None]
+        views = [catalog.view(e.source) for e in (start, activity)]
         rows = Rows.of(catalog, views, entity)
         if isinstance(rows, str):
             return rows
@@ -330,8 +367,9 @@ class RetentionWalk:
             return "it has more periods than a number has bits"
         if not rows.fits(catalog, 8 * 4):
             return "what is kept of its units would not fit in memory"
-        conditions = [_condition(catalog.view(e.source), e) for e in (start, activity) if e is not None]
-        return cls(rows, rows.masked(conditions, now_us))
+        made = rows.reading([_condition(catalog.view(e.source), e) for e in (start, activity)])
+        assert made is not None
+        return cls(rows, made[0], made[1].bits, now_us)
 
     def run(
         self,
@@ -344,23 +382,17 @@ class RetentionWalk:
         what: str,
         source: str,
     ) -> None:
-        units = self.rows.units
-        bounds = np.array([-_FAR if low_us is None else low_us, high_us, as_of_us, int(unbounded)], np.int64)
+        bounds = np.array(
+            [0 if low_us is None else low_us, high_us, as_of_us, self.now_us + AHEAD_US, int(unbounded), *self.bits],
+            np.int64,
+        )
         ends = np.array(edges[1:], np.int64)
-        kept = np.zeros((units, 4), np.int64)
-        kept[:, 0] = -1
-        pending = np.array([-1, 0, 0, 0], np.int64)
-        loop = _compiled(_retention)
-
-        def add(unit: Longs, t: Longs, mask: Longs) -> None:
-            loop(unit, t, mask, bounds, ends, kept, pending)
-
-        self.rows.walk(catalog, self.query, what, source, add)
-        add(*(np.array([v], np.int64) for v in (-1, 0, 0)))
-        begun = np.flatnonzero(kept[:, 0] >= 0)
+        kept = np.zeros((self.rows.units, 4), np.int64)
+        self.rows.walk(catalog, self.projection, lambda: _Loop(_retention, (0, 0, 0), bounds, ends, kept), what, source)
+        begun = np.flatnonzero(kept[:, 0])
         t0, seen, early, rows = np.ascontiguousarray(kept[begun].T)
         self.found = pa.table(
-            {"unit": begun, "t0": t0, "seen": pa.array(seen, mask=rows == early), "early": early, "rows": rows}
+            {"unit": begun, "t0": t0 - 1, "seen": pa.array(seen, mask=rows == early), "early": early, "rows": rows}
         )
 
 
@@ -372,50 +404,51 @@ def _retention(
     ends: Longs,
     kept: Longs,
     pending: Longs,
+    last: int,
 ) -> None:
-    """The loop: plain Python that numba compiles. ``kept`` is (start or -1, what was seen, rows before the start, rows) of each unit, ``pending`` is (unit, time, mask, rows of activity) of the rows not yet taken:
-    those of a unit at one time are taken together, since a start counts for all of them."""
-    low, high, as_of, unbounded = bounds
-    periods = len(ends)
-    even = ends[0]
+    """The loop: plain Python that numba compiles. ``kept`` is (start, what was seen, rows before the start, rows) of each unit, where a
+    start is one more than it is, so that 0 is none. ``pending`` is (unit, time, mask, rows of activity) of the rows not yet taken:
+    those of a unit at one time are taken together, since a start counts for all of them; with ``last`` they are."""
+    low, high, as_of, most = bounds[0] + 1, bounds[1] + 1, bounds[2] + 1, bounds[3] + 1
+    unbounded, starts, active = bounds[4], bounds[5], bounds[6]
+    n, periods = len(unit), len(ends)
+    even, reach = ends[0], ends[periods - 1]
     for k in range(periods):
         if ends[k] != ends[0] * (k + 1):
             even = 0
-    for i in range(len(unit)):
-        if unit[i] == pending[0] and t[i] == pending[1]:
-            pending[2] |= mask[i]
-            pending[3] += (mask[i] >> 1) & 1
-            continue
-        us, n = pending[1], pending[3]
-        if pending[0] >= 0:
-            own = kept[pending[0]]
-            if pending[2] & 1 and own[0] < 0 and low <= us <= high:
+    of_unit, us, flags, count = pending[0], pending[1], pending[2], pending[3]
+    for i in range(n + last):
+        if i < n:
+            got, now = mask[i] & (starts | active), t[i] + 1
+            if got == 0 or now < 1 or now > most:
+                continue
+            more = 1 if got & active else 0
+            if unit[i] == of_unit and now == us:
+                flags |= got
+                count += more
+                continue
+        if of_unit >= 0:
+            own = kept[of_unit]
+            if own[0] == 0 and flags & starts and low <= us <= high:
                 own[0] = us
-            if n and us <= as_of:
-                own[3] += n
-                if own[0] < 0:
-                    own[2] += n
+            if count and us <= as_of:
+                own[3] += count
+                if own[0] == 0:
+                    own[2] += count
                 else:
                     since = us - own[0]
-                    if even:
-                        k = min(since // even, periods)
-                    else:
-                        k = 0
-                        while k < periods and since >= ends[k]:
-                            k += 1
+                    k = periods
+                    if since < reach:
+                        if even:
+                            k = since // even
+                        else:
+                            k = 0
+                            while since >= ends[k]:
+                                k += 1
                     if unbounded:
                         own[1] = k
                     elif k < periods:
                         own[1] |= 1 << k
-        pending[0], pending[1], pending[2], pending[3] = unit[i], t[i], mask[i], (mask[i] >> 1) & 1
-
-
-@cache
-def _compiled(loop: Callable[..., None]) -> Callable[..., None]:
-    """A loop as machine code, which is kept beside the source for the next process."""
-    import numba
-
-    try:
-        return numba.njit(nogil=True, cache=True)(loop)
-    except RuntimeError:  # there is no folder to keep it in
-        return numba.njit(nogil=True)(loop)
+        if i < n:
+            of_unit, us, flags, count = unit[i], now, got, more
+    pending[0], pending[1], pending[2], pending[3] = of_unit, us, flags, count

@@ -32,9 +32,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from sqlglot import exp
 
-from payoff.errors import DataError
 from payoff.stats.exact import ExactMoments
-from payoff.warehouse import fused, prepared
+from payoff.warehouse import fused, prepared, walks
 from payoff.warehouse.engines.duckdb import DuckDBEngine
 from payoff.warehouse.fused import Accumulators
 from payoff.warehouse.layout import Exposure, Layout, Scan
@@ -362,18 +361,6 @@ _FEW = 0.05
 """A share of the exposures: the rows of fewer are looked for, those of more are met by reading all."""
 
 
-def _rows_of(segments: Sequence[Segment], only: str | None = None) -> exp.Select:
-    """The rows of segments; ``only``: a table of the units that are wanted, whose rows then have their places too."""
-    listed = exp.Array(expressions=[exp.Literal.string(s.path) for s in segments])
-    named = "" if only is None else ", file_index, file_row_number"
-    query = sql(f"SELECT *{named} FROM read_parquet($files)", files=listed).tree
-    assert isinstance(query, exp.Select)
-    for number, segment in enumerate(segments):
-        if (inside := segment.condition()) is not None:
-            query = query.where(fragment("(file_index <> $number OR $inside)", number=number, inside=inside))
-    return query if only is None else query.where(fragment(f"coalesce({UNIT}, -1) IN (SELECT unit FROM {only})"))
-
-
 class _Over(View):
     """A view over some segments of its prepared relation."""
 
@@ -381,7 +368,7 @@ class _Over(View):
     def over(cls, view: View, segments: Sequence[Segment], only: str | None = None) -> View:
         out = object.__new__(cls)
         out.__dict__.update({k: v for k, v in view.__dict__.items() if k != "relation"})
-        out.own = replace(view.own, select=_rows_of(segments, only))
+        out.own = replace(view.own, select=walks.rows_of(segments, only))
         return out
 
 
@@ -814,26 +801,22 @@ class Refresh:
         number, t0 = c[f"{table}_unit"][rows], c["t0"][rows]
         x = c["x"][rows].astype(np.int64)
         exposures = fused.Exposures(rows, number.astype(np.int64), x, t0, {}).sorted()
-        walk = fused.Walk(exposures, self._folds[table][0])
-        batches: Iterable[pa.RecordBatch]
+        walk = fused.Walk(exposures, self._folds[table][0], c[f"{table}_cells"], exposures.uid)
         if only is None:
-            query = Query(projection.tree.copy().with_("prepared_rows", as_=_rows_of(segments)))
-            batches = self._engine.stream(query, what, scan.view.name)
-        else:
-            batches = self._few(projection, segments, only, what, scan.view.name)
-        for batch in batches:
-            self.rows_read += batch.num_rows
-            walk.add(batch, c[f"{table}_cells"], exposures.uid)
-        if walk.restarts >= len(segments):
-            raise DataError(
-                "its prepared copy is not in order; make it anew (payoff prepare --drop)", source=scan.view.name
+            self.rows_read += walks.through(
+                self._engine, segments, projection, lambda: [walk.loop()], what, scan.view.name
             )
+            return
+        feed = walks.Feed([walk.loop()], len(segments), scan.view.name)
+        for batch in self._few(projection, segments, only, what, scan.view.name):
+            self.rows_read += batch.num_rows
+            feed.add(batch)
 
     def _few(
         self, projection: Query, segments: Sequence[Segment], only: str, what: str, source: str
     ) -> Iterator[pa.RecordBatch]:
         """The rows of few units, in the order of the segments and of their files."""
-        tree = projection.tree.copy().with_("prepared_rows", as_=_rows_of(segments, only))
+        tree = projection.tree.copy().with_("prepared_rows", as_=walks.rows_of(segments, only))
         assert isinstance(tree, exp.Select)
         tree = tree.select(column("file_index"), column(_PLACE))
         found = self._engine.fetch(Query(tree), what, source)
@@ -891,7 +874,7 @@ class Refresh:
             out.append(self._exposure(exposure, self._segments(exposure.view), None))
         for scan in self._scans:
             tree = self._folds[scan.table][1].tree.copy()
-            base = _rows_of(self._segments(scan.view))
+            base = walks.rows_of(self._segments(scan.view))
             step = self._statements.scan(scan, None, None)
             purpose = "rows to be folded into one row a unit, outside SQL, one after another in this order"
             out.append(replace(step, purpose=purpose, query=Query(tree.with_("prepared_rows", as_=base))))
@@ -1202,7 +1185,7 @@ def begin(layout: Layout, entity: str, *, full: bool) -> Refresh | str:
     """The refresh of an arranged layout's units of one kind, or why all of it is read instead."""
     if not layout.catalog.prepared:
         return "nothing is prepared"
-    if not fused.available():
+    if not walks.available():
         return "numba is not installed"
     reason = _unfit(layout, entity)
     if reason is not None:

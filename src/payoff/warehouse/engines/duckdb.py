@@ -7,13 +7,12 @@ written but temporary tables, which spill to a private folder. Once locked, no s
 from __future__ import annotations
 
 import os
-import queue
 import shutil
 import tempfile
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import suppress
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TypeVar
 
@@ -28,8 +27,8 @@ from payoff.warehouse.engine import Engine, Progress
 from payoff.warehouse.query import Query, keeping, sql
 
 T = TypeVar("T")
-_BATCH, _AHEAD = 131_072, 4
-"""Rows of a batch of a stream, and how many batches are read ahead of who takes them."""
+_BATCH = 131_072
+"""Rows of a batch that is read outside SQL."""
 
 
 def catalog_of(connection: str) -> str:
@@ -139,44 +138,65 @@ class DuckDBEngine(Engine):
         """How many threads the engine may use."""
         return int(self._connection.execute("SELECT current_setting('threads')").fetchall()[0][0])
 
-    def stream(self, query: Query, what: str, source: str | None = None) -> Iterator[pa.RecordBatch]:
-        """The rows of a SELECT over files alone, batch by batch, in the order in which the files are named and hold them.
+    def read_apart(
+        self,
+        queries: Sequence[Query],
+        takers: Sequence[Callable[[pa.RecordBatch], None]],
+        what: str,
+        source: str | None = None,
+        rows: int | None = None,
+    ) -> int:
+        """Give the rows of each SELECT over files alone to its taker, batch by batch, in the order in which the files are named and
+        hold them. Returns how many there were; ``rows`` is what is expected, for progress.
 
-        The batches come from a session of its own, since this one keeps no order; it reads on while a batch is worked on.
+        Each has a thread and a session of one thread of its own, since this session keeps no order, and its share of the memory.
+        What a taker raises stops all of them, and is raised here.
         """
-        batches: queue.Queue[pa.RecordBatch | Exception | None] = queue.Queue(_AHEAD)
-        over = threading.Event()
-        with duckdb.connect(":memory:") as session:
-            _set(session, {**self._options, "preserve_insertion_order": True})
+        stop = threading.Event()
+        failed: list[BaseException] = []
+        read = [0] * len(queries)
+        limit = f"{max(self.memory() // len(queries) // 1024, 1)}KiB"
+        with ExitStack() as opened:
+            sessions = []
+            for n in range(len(queries)):
+                sessions.append(opened.enter_context(duckdb.connect(":memory:")))
+                own = {"threads": 1, "memory_limit": limit, "temp_directory": os.path.join(self._spill, f"apart-{n}")}
+                _set(sessions[-1], {"threads": 1, **self._options, **own, "preserve_insertion_order": True})
 
-            def read() -> None:
-                end: Exception | None = ConnectionFailed(f"{what}: reading stopped half-way")
+            def run(n: int) -> None:
                 try:
-                    for batch in session.sql(query.render()).to_arrow_reader(_BATCH):
-                        batches.put(batch)
-                        if over.is_set():
+                    for batch in sessions[n].sql(queries[n].render()).to_arrow_reader(_BATCH):
+                        if stop.is_set():
                             return
-                    end = None
-                except (duckdb.Error, pa.ArrowException, OSError) as error:  # it is raised where the batches are taken
-                    end = _translated(error, what, source)
-                finally:
-                    batches.put(end)
+                        takers[n](batch)
+                        read[n] += batch.num_rows
+                except BaseException as error:  # noqa: BLE001 - it is raised by who waits
+                    failed.append(error)
+                    stop.set()
 
-            reader = threading.Thread(target=read, name="payoff reads on")
-            reader.start()
+            running = [threading.Thread(target=run, args=(n,), name=f"payoff reads {n}") for n in range(len(queries))]
             try:
-                if self._progress is not None:
-                    self._progress(what, None)
-                while (batch := _next(batches)) is not None:
-                    if isinstance(batch, Exception):
-                        raise batch
-                    yield batch
+                self.tell(what, source, None)
+                for thread in running:
+                    thread.start()
+                for thread in running:
+                    while thread.is_alive() and not stop.is_set():
+                        thread.join(0.2)  # a wait without an end does not hear Ctrl-C everywhere
+                        if rows:
+                            self.tell(what, source, min(sum(read) / rows, 1.0))
             finally:
-                over.set()
-                while reader.is_alive():
-                    session.interrupt()
-                    with suppress(queue.Empty):
-                        batches.get(timeout=0.02)
+                stop.set()
+                while any(thread.is_alive() for thread in running):
+                    for session in sessions:
+                        session.interrupt()
+                    for thread in running:
+                        if thread.ident is not None:
+                            thread.join(0.02)
+        if failed:
+            if isinstance(failed[0], duckdb.Error | pa.ArrowException | OSError):
+                raise _translated(failed[0], what, source) from failed[0]
+            raise failed[0]
+        return sum(read)
 
     def show(self, table: str, rows: pa.Table) -> None:
         """Let statements read an Arrow table under a name, where it lies."""
@@ -262,12 +282,6 @@ def _set(session: duckdb.DuckDBPyConnection, options: Mapping[str, object]) -> N
     for option, value in options.items():
         text = exp.convert(value).sql("duckdb")
         session.execute(f"SET {option} = {text}")
-
-
-def _next(batches: queue.Queue[pa.RecordBatch | Exception | None]) -> pa.RecordBatch | Exception | None:
-    while True:  # a wait without an end does not hear Ctrl-C everywhere
-        with suppress(queue.Empty):
-            return batches.get(timeout=0.2)
 
 
 def _plain(error: Exception) -> str:

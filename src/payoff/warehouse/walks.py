@@ -1,0 +1,290 @@
+"""One walk over the prepared rows of a relation for all who ask something of them.
+
+DuckDB reads and evaluates (which conditions a row meets, as bits of a mask; its values); compiled loops, one for each that asks, take
+batch after batch. Units are cut into ranges, and each range is walked by a thread and a session of its own, all segments in their
+order: the rows of a unit are met one after another by one loop, so that nothing depends on how many threads there are.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import pyarrow.parquet as pq
+from sqlglot import exp
+
+from payoff.errors import DataError
+from payoff.warehouse.prepared import UNIT, US
+from payoff.warehouse.query import Query, column, conjunction, fragment, sql
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from numpy.typing import NDArray
+
+    from payoff.warehouse.engines.duckdb import DuckDBEngine
+    from payoff.warehouse.prepared import Segment
+
+    Longs = NDArray[np.int64]
+    Doubles = NDArray[np.float64]
+
+MOST_BITS = 62
+_SELECTIVE = 2
+"""Conditions up to which rows that meet none are left out in SQL. Of more, most rows meet one, and the loop is quicker to skip them."""
+_ROWS = 250_000
+"""Rows that a range has at least: of fewer, opening another session costs more than it saves."""
+_LOOKED = 16
+"""Segments whose statistics tell where units are cut: the largest. Ranges need only be about equal."""
+_INTEGERS = {"TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT", "UINTEGER"}
+
+
+class Loop(Protocol):
+    """What follows the rows of one range: ``add`` is given (unit, t, mask) and values, of shape (how many, rows); ``end`` comes last."""
+
+    def add(self, unit: Longs, t: Longs, mask: Longs, values: Doubles) -> None: ...
+
+    def end(self) -> None: ...
+
+
+def available() -> bool:
+    """Is the compiler of the loops installed?"""
+    return importlib.util.find_spec("numba") is not None
+
+
+@cache
+def compiled(loop: Callable[..., None]) -> Callable[..., None]:
+    """A loop as machine code, which is kept beside the source for the next process."""
+    import numba
+
+    try:
+        return numba.njit(nogil=True, cache=True)(loop)
+    except RuntimeError:  # there is no folder to keep it in
+        return numba.njit(nogil=True)(loop)
+
+
+# ---------------------------------------------------------------- what is read of a row
+
+
+@dataclass(frozen=True)
+class Reads:
+    """What is asked of each row: whether it meets ``conditions``, and ``values`` (doubles). ``every``: rows that meet none of
+    ``rows`` matter too; else they may be left out."""
+
+    conditions: tuple[exp.Expr, ...]
+    values: tuple[exp.Expr, ...] = ()
+    rows: tuple[exp.Expr, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Where what one of several asked for is: the bit of the mask for each of its conditions, the number of each of its values."""
+
+    bits: tuple[int, ...]
+    values: tuple[int, ...]
+
+    def mask(self, own: int) -> int:
+        """The bits for a mask of which bit n is the n-th condition."""
+        return sum({bit for n, bit in enumerate(self.bits) if own >> n & 1})
+
+
+def united(asked: Sequence[Reads], types: Mapping[str, str]) -> tuple[Query, tuple[Places, ...]] | None:
+    """The SELECT over ``prepared_rows`` that gives (unit, t, mask, v0 ...) for all that is asked, equal conditions and values once.
+
+    ``types`` are those of the relation's columns. None where there are more conditions than a mask has bits.
+    """
+    bits: dict[str, tuple[int, exp.Expr]] = {}
+    values: dict[str, tuple[int, exp.Expr]] = {}
+    places = []
+    for reads in asked:
+        own = [bits.setdefault(c.sql("duckdb"), (1 << len(bits), c))[0] for c in reads.conditions]
+        numbers = [values.setdefault(v.sql("duckdb"), (len(values), v))[0] for v in reads.values]
+        places.append(Places(tuple(own), tuple(numbers)))
+    if len(bits) > MOST_BITS:
+        return None
+    query = exp.select(
+        exp.alias_(column(UNIT), "unit"),
+        exp.alias_(column(US), "t"),
+        exp.alias_(mask_of([(c, bit) for bit, c in bits.values()], types), "mask"),
+        *(exp.alias_(fragment("coalesce($v, 0.0::DOUBLE)", v=v), f"v{n}") for n, v in values.values()),
+    ).from_("prepared_rows")
+    query = query.where(fragment(f"{UNIT} IS NOT NULL AND {US} IS NOT NULL"))
+    wanted = {row.sql("duckdb"): row for reads in asked for row in reads.rows or ()}
+    if len(wanted) <= _SELECTIVE and all(reads.rows is not None for reads in asked):
+        query = query.where(exp.paren(exp.or_(*(exp.paren(row.copy()) for row in wanted.values()))))
+    return Query(query), tuple(places)
+
+
+def mask_of(conditions: Sequence[tuple[exp.Expr, int]], types: Mapping[str, str]) -> exp.Expr:
+    """A BIGINT with the bit of each condition that holds; where it is NULL it does not.
+
+    Equalities of one column with literals are one CASE, which stops at the first that holds.
+    """
+    cases: dict[str, dict[str, tuple[exp.Expr, int]]] = {}
+    columns: dict[str, exp.Expr] = {}
+    others: list[exp.Expr] = []
+    for condition, bit in conditions:
+        found = _one_of(condition, types)
+        if found is None:
+            others.append(fragment("CASE WHEN $c THEN $bit ELSE 0 END", c=condition, bit=bit))
+            continue
+        by, literals = found
+        name = by.sql("duckdb")
+        columns[name] = by
+        for literal in literals:
+            key, known = literal.sql("duckdb"), cases.setdefault(name, {})
+            known[key] = (literal, known.get(key, (literal, 0))[1] | bit)
+    parts: list[exp.Expr] = []
+    for name, known in cases.items():
+        case = exp.Case(this=columns[name].copy())
+        for literal, bit in known.values():
+            case = case.when(literal.copy(), exp.convert(bit))
+        parts.append(case.else_(exp.convert(0)))
+    total: exp.Expr | None = None
+    for part in (*parts, *others):
+        total = part if total is None else exp.Add(this=total, expression=part)
+    return exp.cast(exp.convert(0) if total is None else total, "BIGINT")
+
+
+def _one_of(condition: exp.Expr, types: Mapping[str, str]) -> tuple[exp.Expr, list[exp.Expr]] | None:
+    """The column and the literals of ``column = literal`` or ``column IN (literals)``, where different literals are different values."""
+    while isinstance(condition, exp.Paren) or (
+        isinstance(condition, exp.Coalesce)
+        and len(condition.expressions) == 1
+        and condition.expressions[0] == exp.false()  # what is NULL does not hold either way
+    ):
+        condition = condition.this
+    if isinstance(condition, exp.EQ):
+        by, literals = condition.this, [condition.expression]
+        if isinstance(by, exp.Literal):
+            by, literals = condition.expression, [by]
+    elif isinstance(condition, exp.In) and condition.expressions and set(condition.args) <= {"this", "expressions"}:
+        by, literals = condition.this, condition.expressions
+    else:
+        return None
+    if not isinstance(by, exp.Column) or not all(isinstance(one, exp.Literal) for one in literals):
+        return None
+    kind = types.get(by.name)
+    if kind == "VARCHAR" and all(one.is_string for one in literals):
+        return by, literals
+    if kind in _INTEGERS and all(one.is_int for one in literals):
+        return by, [exp.convert(int(one.name)) for one in literals]
+    return None
+
+
+def rows_of(segments: Sequence[Segment], only: str | None = None) -> exp.Select:
+    """The rows of segments; ``only``: a table of the units that are wanted, whose rows then have their places too."""
+    listed = exp.Array(expressions=[exp.Literal.string(s.path) for s in segments])
+    named = "" if only is None else ", file_index, file_row_number"
+    query = sql(f"SELECT *{named} FROM read_parquet($files)", files=listed).tree
+    assert isinstance(query, exp.Select)
+    for number, segment in enumerate(segments):
+        if (inside := segment.condition()) is not None:
+            query = query.where(fragment("(file_index <> $number OR $inside)", number=number, inside=inside))
+    return query if only is None else query.where(fragment(f"coalesce({UNIT}, -1) IN (SELECT unit FROM {only})"))
+
+
+def over(projection: Query, segments: Sequence[Segment]) -> Query:
+    """The projection over the rows of some segments."""
+    return Query(projection.tree.copy().with_("prepared_rows", as_=rows_of(segments)))
+
+
+# ---------------------------------------------------------------- the walk
+
+
+class Feed:
+    """Gives batches of (unit, t, mask, v0 ...) to loops, and sees to it that they are in order: that they begin again at a lower
+    unit or time less than ``segments`` times. Raises DataError."""
+
+    def __init__(self, loops: Sequence[Loop], segments: int, source: str | None) -> None:
+        self._loops, self._segments, self._source = loops, segments, source
+        self._last = np.array([-1, 0, 0], np.int64)
+
+    def add(self, batch: pa.RecordBatch) -> None:
+        if not batch.num_rows:
+            return
+        unit, t, mask = (_longs(batch.column(i)) for i in range(3))
+        compiled(_in_order)(unit, t, self._last)
+        if self._last[2] >= self._segments:
+            raise DataError(
+                "its prepared copy is not in order; make it anew (payoff prepare --drop, payoff prepare)",
+                source=self._source,
+            )
+        held = [batch.column(i).to_numpy() for i in range(3, batch.num_columns)]
+        values = np.stack(held) if len(held) > 1 else np.reshape(held, (len(held), len(unit)))
+        for loop in self._loops:
+            loop.add(unit, t, mask, values)
+
+    def end(self) -> None:
+        for loop in self._loops:
+            loop.end()
+
+
+def through(
+    engine: DuckDBEngine,
+    segments: Sequence[Segment],
+    projection: Query,
+    loops: Callable[[], Sequence[Loop]],
+    what: str,
+    source: str | None = None,
+) -> int:
+    """Give the rows of ``segments``, in their order, to loops: ``loops`` makes those of one range. Returns how many rows were read.
+
+    Raises DataError and ConnectionFailed; what loops have written is then of no use.
+    """
+    if not segments:
+        return 0
+    total = sum(segment.rows for segment in segments)
+    queries, feeds = [], []
+    for low, high in ranges(segments, min(engine.threads(), max(1, total // _ROWS))):
+        tree = projection.tree.copy()
+        assert isinstance(tree, exp.Select)
+        bounds = [fragment(f"{UNIT} >= $n", n=low)] if low is not None else []
+        bounds += [fragment(f"{UNIT} < $n", n=high)] if high is not None else []
+        queries.append(over(Query(tree.where(conjunction(*bounds)) if bounds else tree), segments))
+        feeds.append(Feed(loops(), len(segments), source))
+    read = engine.read_apart(queries, [feed.add for feed in feeds], what, source, total)
+    for feed in feeds:
+        feed.end()
+    return read
+
+
+def ranges(segments: Sequence[Segment], parts: int) -> list[tuple[int | None, int | None]]:
+    """Units cut into at most ``parts`` ranges [from, to) of about as many rows, None being no bound: by the statistics of row groups."""
+    if parts < 2:
+        return [(None, None)]
+    lows, highs, rows = [], [], []
+    for segment in sorted(segments, key=lambda s: -s.rows)[:_LOOKED]:
+        footer = pq.read_metadata(segment.path)
+        place = footer.schema.names.index(UNIT)
+        for n in range(footer.num_row_groups):
+            told = footer.row_group(n).column(place).statistics
+            if told is not None and told.has_min_max:
+                lows.append(told.min)
+                highs.append(told.max + 1)
+                rows.append(footer.row_group(n).num_rows)
+    if not rows:
+        return [(None, None)]
+    low, high, weight = (np.array(v, np.int64) for v in (lows, highs, rows))
+    at = np.unique(np.linspace(low.min(), high.max(), 4096).astype(np.int64))
+    below = sum(w * np.clip((at - a) / (b - a), 0, 1) for a, b, w in zip(low, high, weight, strict=True))
+    cuts = np.unique(at[np.searchsorted(below, weight.sum() * np.arange(1, parts) / parts)])
+    ends = [None, *(int(cut) for cut in cuts if low.min() < cut < high.max()), None]
+    return list(pairwise(ends))
+
+
+def _longs(values: Any) -> Longs:
+    return np.asarray(values.to_numpy(), np.int64)
+
+
+def _in_order(unit: Longs, t: Longs, last: Longs) -> None:
+    """``last`` is the unit and the time of the row before, and how often the order began again."""
+    u, now, again = last[0], last[1], last[2]
+    for i in range(len(unit)):
+        if unit[i] < u or (unit[i] == u and t[i] < now):
+            again += 1
+        u, now = unit[i], t[i]
+    last[0], last[1], last[2] = u, now, again
