@@ -64,6 +64,7 @@ from payoff.warehouse.query import ExpressionError, select_only
 from payoff.warehouse.sources import Catalog, from_us, to_us
 from payoff.warehouse.statements import Step
 from payoff.warehouse.volumes import rows_in, units_in
+from payoff.warehouse.walks import Walks
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -89,6 +90,8 @@ _JOURNEYS: dict[str, tuple[str, Any]] = {
     "paths": ("path", paths),
 }
 """Section -> the method that answers it, and the kernel (``plan``, ``read``) that counts for it."""
+_WALKED = (funnels, cohorts)
+"""The kernels that take one walk over prepared rows, which ``begin`` plans, so that it is made for several at once."""
 _ELSEWHERE = "Read its sources from a duckdb connection, or from another engine."
 _A_THING = "an experiment, a claim, a programme or a journey of this project"
 
@@ -746,9 +749,10 @@ class Project:
             designs = [*designs, *(d for j in journeys for d in self._rereads(j, catalog))]
             if designs:
                 steps += ArmsReader(catalog, [method.needs(d) for d in designs]).plan()
+            walks = Walks(catalog.engine)
             for journey in journeys:
-                steps += _JOURNEYS[journey.name.split(".")[0]][1].plan(catalog, journey)
-            return [catalog.told(step) for step in steps]
+                steps += _planned(catalog, journey, walks)
+            return [catalog.told(step) for step in walks.shared(steps)]
 
     @contextmanager
     def _reading(
@@ -824,6 +828,8 @@ class Project:
                     designs = [d for d in designs if d.name not in cannot]
                     journeys = [j for j in journeys if j.name not in cannot]
                 steps = catalog.prepare(run=True, only=needed)
+                walks = Walks(engine)
+                begun = {j.name: _begun(catalog, j, walks, full) for j in journeys}
                 rereads = {j.name: self._rereads(j, catalog) for j in journeys}
                 wanted = [*designs, *(d for held in rereads.values() for d in held)]
                 fetched: Mapping[str, ArmsData] = {}
@@ -843,10 +849,10 @@ class Project:
                         d.name.rpartition("/")[2]: method.answer(d, fetched[d.name], np.random.default_rng([seed, 0]))
                         for d in rereads[journey.name]
                     }
-                    outcome, more = self._answer_journey(catalog, journey, held, read, seed, full)
+                    outcome, more = self._answer_journey(catalog, journey, begun[journey.name], held, read, seed)
                     outcomes[journey.name] = outcome
                     steps += more
-                plan = tuple(engine.as_sent(catalog.told(step)) for step in steps)
+                plan = tuple(engine.as_sent(catalog.told(step)) for step in walks.shared(steps))
                 counts = {claim: self._count(catalog, claim, designs) for claim in claim_names}
         for name in programmes:
             outcome = self._programme(name, outcomes)
@@ -946,17 +952,16 @@ class Project:
         self,
         catalog: Catalog,
         design: JourneyDesign,
+        reading: Callable[[], Any],
         held: Mapping[str, Result | Refusal],
         read: _Kept,
         seed: int,
-        full: bool,
     ) -> tuple[Result | Refusal, tuple[Step, ...]]:
         """One journey read and answered. ``held`` are the experiments that an attribution is held against."""
-        kind = design.name.split(".")[0]
-        name, kernel = _JOURNEYS[kind]
+        name, _ = _JOURNEYS[design.name.split(".")[0]]
         rng = np.random.default_rng([seed, zlib.crc32(design.name.encode())])
         try:
-            data = kernel.read(catalog, design, full=full) if kernel is credit else kernel.read(catalog, design)
+            data = reading()
         except CannotRun as error:
             return Refusal(design.name, str(error), _ELSEWHERE), ()
         except DataError as error:
@@ -1201,6 +1206,30 @@ class Project:
                 figures.append(Verified(entry.name, entry.kind, found))
         context = tuple(context_changes(old, new)) if new else ("none of what it holds is declared any more",)
         return Verification(chain, stored.run_id, stored.header.at, context, tuple(figures))
+
+
+def _planned(catalog: Catalog, design: JourneyDesign, walks: Walks) -> list[Step]:
+    kernel = _JOURNEYS[design.name.split(".")[0]][1]
+    steps: list[Step] = kernel.plan(catalog, design, walks) if kernel in _WALKED else kernel.plan(catalog, design)
+    return steps
+
+
+def _begun(catalog: Catalog, design: JourneyDesign, walks: Walks, full: bool) -> Callable[[], Any]:
+    """What reads a journey. The walk that it takes is planned, so that one is made for all; what fails is raised by who reads."""
+    kernel = _JOURNEYS[design.name.split(".")[0]][1]
+    if kernel is credit:
+        return partial(kernel.read, catalog, design, full=full)
+    if kernel not in _WALKED:
+        return partial(kernel.read, catalog, design)
+    try:
+        reading: Callable[[], Any] = kernel.begin(catalog, design, walks).read
+    except (CannotRun, DataError) as error:
+        return partial(_raise, error)
+    return reading
+
+
+def _raise(error: Exception) -> None:
+    raise error
 
 
 def reread_name(attribution: str, experiment: str) -> str:

@@ -39,6 +39,7 @@ from payoff.warehouse.query import Query, column, fragment, sql
 from payoff.warehouse.sources import Catalog, as_id, to_us
 from payoff.warehouse.statements import Step
 from payoff.warehouse.units import placeholder
+from payoff.warehouse.walks import Walker, Walks
 
 Every = Literal["day", "week", "month"]
 DAY_US = 86_400_000_000
@@ -358,24 +359,20 @@ class _Statements:
         periods = len(self.edges) - 1
         return RetentionWalk.of(self.catalog, declared.start, declared.activity, d.entity, d.now_us, periods)
 
-    def walking(self, walk: RetentionWalk, as_of_us: int) -> Step:
-        """Make the table ``walked`` by the walk; returns the step that it was."""
+    def walker(self, walk: RetentionWalk, as_of_us: int) -> Walker:
+        """Who makes ``walk``, which then has found the table ``walked``."""
         declared, d = self.declared, self.design
-        engine = self.catalog.engine
-        assert isinstance(engine, DuckDBEngine) and declared.activity is not None
+        assert declared.activity is not None
         step = self._step(
             "starts and activity",
             "Each unit's first row and the periods of its activity: rows of the prepared copy, followed outside SQL in one walk",
             declared.start.source,
             [declared.start.where, declared.activity.where],
-            walk.rows.query(walk.projection),
+            walk.rows.query(walk.reads),
         )
         high = as_of_us if d.ends_us is None else min(d.ends_us - 1, as_of_us)
         unbounded = declared.retention.kind == "unbounded"
-        walk.run(self.catalog, self.edges, unbounded, d.starts_us, high, as_of_us, step.name, declared.start.source)
-        assert walk.found is not None
-        engine.show(self.walked, walk.found)
-        return step
+        return walk.walker(self.edges, unbounded, d.starts_us, high, as_of_us, step)
 
     def _walked_starts(self, walk: RetentionWalk, step: exp.Expr, closed: exp.Expr) -> Query:
         """As ``keep_starts``, with the number of a unit for ``u``; its id is looked up only where rows are joined to it."""
@@ -615,17 +612,23 @@ class _Statements:
         return self._step("stickiness", f"Active days of the units of each {every}", "", [], query)
 
 
-def plan(catalog: Catalog, design: JourneyDesign) -> list[Step]:
+def plan(catalog: Catalog, design: JourneyDesign, walks: Walks | None = None) -> list[Step]:
     """The statements in order; what only the data can tell is left as $parameters. Reads no rows."""
     statements = _Statements(catalog, design)
     declared = statements.declared
     facts = _Facts(placeholder("as_of_us"), None, ((0, 0),) if design.zone == "UTC" else None)
     steps = [profile_step(catalog, event, design.entity, ids=ids) for event, ids in _to_profile(statements)]
     steps += [statements.spending_profile()] if declared.cost is not None else []
-    steps += [statements.keep_starts(facts).keeping(statements.starts), statements.sizes()]
+    walk = statements.walk()
+    walked = walk if isinstance(walk, RetentionWalk) else None
+    if walked is not None:
+        walker = statements.walker(walked, 0)
+        (walks or Walks(catalog.engine)).plan(walker)
+        steps.append(walker.step)
+    steps += [statements.keep_starts(facts, walked).keeping(statements.starts), statements.sizes()]
     steps += [statements.earlier()] if design.starts_us is not None else []
     if declared.activity is not None:
-        steps.append(statements.active(facts))
+        steps.append(statements.active(facts, walked=walked is not None))
     if declared.revenue is not None:
         steps += [statements.keep_money(facts).keeping(statements.money), statements.odd_money(), statements.paid()]
     steps += [statements.spending(facts)] if declared.cost is not None else []
@@ -682,6 +685,12 @@ def _dropping(catalog: Catalog, tables: Sequence[str]) -> Iterator[None]:
 
 def read(catalog: Catalog, design: JourneyDesign) -> CohortsData:
     """Run the plan. Raises DataError where a source or a value is not what its definition says."""
+    return begin(catalog, design, Walks(catalog.engine)).read()
+
+
+def begin(catalog: Catalog, design: JourneyDesign, walks: Walks) -> _Reading:
+    """Look at what there is, and plan the walk that it takes, if it takes one; ``read`` of what comes back runs the rest. Both raise
+    DataError."""
     statements, run = _Statements(catalog, design), _Run(catalog)
     declared = statements.declared
     profiles: dict[str, EventProfile] = {}
@@ -696,6 +705,49 @@ def read(catalog: Catalog, design: JourneyDesign) -> CohortsData:
     if declared.cost is not None:
         spent = _spending_profile(catalog, statements, run, left_out)
         profiles[spent.source if spent.source not in profiles else f"{spent.source} (cost)"] = spent
+    reading = _Reading(statements, run, profiles, as_of, left_out, walks)
+    walk = None if as_of is None else statements.walk()
+    if as_of is not None and isinstance(walk, RetentionWalk):
+        reading.walk, reading.walker = walk, statements.walker(walk, as_of)
+        walks.plan(reading.walker)
+    return reading
+
+
+@dataclass(slots=True)
+class _Reading:
+    """A cohort that was looked at."""
+
+    statements: _Statements
+    run: _Run
+    profiles: dict[str, EventProfile]
+    as_of: int | None
+    left_out: dict[str, int]
+    walks: Walks
+    walk: RetentionWalk | None = None
+    walker: Walker | None = None
+
+    def follow(self) -> None:
+        """Starts and activity from the walk, if it takes one."""
+        if self.walk is not None and self.walker is not None:
+            self.walks.make(self.walker)
+            self.run.steps.append(self.walker.step)
+            engine = self.statements.catalog.engine
+            assert isinstance(engine, DuckDBEngine) and self.walk.found is not None
+            engine.show(self.statements.walked, self.walk.found)
+
+    def read(self) -> CohortsData:
+        return _read(self)
+
+
+def _read(reading: _Reading) -> CohortsData:
+    statements, run, profiles, as_of, left_out = (
+        reading.statements,
+        reading.run,
+        reading.profiles,
+        reading.as_of,
+        reading.left_out,
+    )
+    catalog, design, declared = statements.catalog, statements.design, statements.declared
     spans = [us for p in profiles.values() for us in (p.first_us, p.last_us) if us is not None]
     dates = tuple(
         sorted({s for s in (p.source for p in profiles.values()) if (c := catalog.view(s).clock) and c.kind == "DATE"})
@@ -706,16 +758,14 @@ def read(catalog: Catalog, design: JourneyDesign) -> CohortsData:
     facts = _Facts(exp.convert(as_of), as_of, tuple(offsets))
     early: dict[str, int] = {}
     with _dropping(catalog, statements.tables):
-        walk = statements.walk()
-        if isinstance(walk, RetentionWalk):
-            run.steps.append(statements.walking(walk, as_of))
-        run.keep(statements.starts, statements.keep_starts(facts, walk if isinstance(walk, RetentionWalk) else None))
+        reading.follow()
+        run.keep(statements.starts, statements.keep_starts(facts, reading.walk))
         sizes = run.fetch(statements.sizes())
         earlier = int(run.fetch(statements.earlier())[0]["n"]) if design.starts_us is not None and sizes else 0
         active: list[dict[str, Any]] = []
         paid: list[dict[str, Any]] = []
         if declared.activity is not None:
-            active = run.fetch(statements.active(facts, walked=isinstance(walk, RetentionWalk)))
+            active = run.fetch(statements.active(facts, walked=reading.walk is not None))
             early[declared.activity.source] = sum(int(row["n"] or 0) for row in active if row["c"] is None)
             active = [row for row in active if row["c"] is not None]
         if declared.revenue is not None:

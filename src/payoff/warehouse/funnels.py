@@ -24,7 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 from sqlglot import exp
 
@@ -39,6 +39,7 @@ from payoff.warehouse.query import Query, fragment, sql
 from payoff.warehouse.sources import Catalog, View, to_us
 from payoff.warehouse.statements import Step
 from payoff.warehouse.units import placeholder
+from payoff.warehouse.walks import Walks
 
 _QUANTILES = (0.25, 0.5, 0.75)
 _SAMPLE = 200_000
@@ -101,14 +102,20 @@ class FunnelData:
     repeated: Mapping[str, int] = field(default_factory=dict)
 
 
-def plan(catalog: Catalog, design: JourneyDesign) -> list[Step]:
+def plan(catalog: Catalog, design: JourneyDesign, walks: Walks | None = None) -> list[Step]:
     """The statements in order, what only the data can tell left as $parameters. Reads no rows."""
-    return _Reader(catalog, design).plan()
+    return _Reader(catalog, design).plan(walks or Walks(catalog.engine))
+
+
+def begin(catalog: Catalog, design: JourneyDesign, walks: Walks) -> _Reader:
+    """Look at what there is, and plan the walk that it takes, if it takes one; ``read`` of what comes back runs the rest. Both raise
+    DataError where a source or a column is not what the definition says."""
+    return _Reader(catalog, design).begin(walks)
 
 
 def read(catalog: Catalog, design: JourneyDesign) -> FunnelData:
-    """Run them. Raises DataError where a source or a column is not what the definition says."""
-    return _Reader(catalog, design).read()
+    """Run them. Raises DataError."""
+    return begin(catalog, design, Walks(catalog.engine)).read()
 
 
 class _Reader:
@@ -119,12 +126,28 @@ class _Reader:
         self._steps: list[Step] = []
         self._tables: list[str] = []
 
-    def plan(self) -> list[Step]:
+    def plan(self, walks: Walks) -> list[Step]:
+        self._walks = walks
         steps = self._funnel.profiles() + ([self._funnel.profile_linked()] if self._funnel.link is not None else [])
         cut = placeholder("latest_entry_whose_time_has_passed")
         self._funnel.bounds.cut = cut
         self._funnel.bounds.steps = self._funnel.bounds.absent = placeholder("latest_time_of_a_step")
-        steps += [
+        self._plan_walk()
+        walked = isinstance(self._walk, FunnelWalk)
+        steps += [self._walker.step] if walked else self._gathering()
+        if self._funnel.declared.by is not None:
+            steps += [self._funnel.classes().keeping(self._funnel.table("classes")), self._funnel.largest()]
+        largest = None if self._funnel.declared.by is None else [placeholder("largest_classes")]
+        steps.append(self._funnel.walked(largest).keeping(self._funnel.table("walked")))
+        steps += [self._funnel.counts(), self._funnel.times({(2, None): [1]}, split=False)]
+        if self._funnel.declared.by is not None:
+            steps.append(self._funnel.times({(2, "$class"): [1]}, split=True))
+        ordered = self._funnel.m > 1 and self._funnel.declared.order != "unordered"
+        return steps + ([self._funnel.rows_by_step(), self._funnel.precedence()] if ordered and not walked else [])
+
+    def _gathering(self) -> list[Step]:
+        """From rows to one way a unit, in SQL."""
+        steps = [
             self._funnel.keep_later(source).keeping(self._funnel.later_table(source))
             for source in self._funnel.sources.values()
             if source.later
@@ -134,17 +157,7 @@ class _Reader:
             step for s in self._funnel.sources.values() if unordered and (step := self._funnel.doubles(s)) is not None
         ]
         steps.append(self._funnel.entered().keeping(self._funnel.table("entered")))
-        steps += [self._funnel.gathered().keeping(self._funnel.table("ways"))] if unordered else self._passes()
-        if self._funnel.declared.by is not None:
-            steps += [self._funnel.classes().keeping(self._funnel.table("classes")), self._funnel.largest()]
-        largest = None if self._funnel.declared.by is None else [placeholder("largest_classes")]
-        steps.append(self._funnel.walked(largest).keeping(self._funnel.table("walked")))
-        steps += [self._funnel.counts(), self._funnel.times({(2, None): [1]}, split=False)]
-        if self._funnel.declared.by is not None:
-            steps.append(self._funnel.times({(2, "$class"): [1]}, split=True))
-        return steps + (
-            [self._funnel.rows_by_step(), self._funnel.precedence()] if self._funnel.m > 1 and not unordered else []
-        )
+        return steps + ([self._funnel.gathered().keeping(self._funnel.table("ways"))] if unordered else self._passes())
 
     def _passes(self) -> list[Step]:
         return [
@@ -168,6 +181,22 @@ class _Reader:
         rows: list[dict[str, Any]] = self._funnel.catalog.engine.fetch(step.query, step.name).to_pylist()
         return rows
 
+    def begin(self, walks: Walks) -> Self:
+        self._walks = walks
+        self._profiles, self._left_out = self._look()
+        self._walk: FunnelWalk | str = "nothing is there"
+        as_of = self._as_of(self._profiles)
+        if as_of is not None:
+            self._bound(as_of, as_of - (self._funnel.window or 0) - self._funnel.wait)
+            self._plan_walk()
+        return self
+
+    def _plan_walk(self) -> None:
+        self._walk = FunnelWalk.of(self._funnel)
+        if isinstance(self._walk, FunnelWalk):
+            self._walker = self._walk.walker(self._funnel, self._walking(self._walk))
+            self._walks.plan(self._walker)
+
     def read(self) -> FunnelData:
         try:
             return self._read()
@@ -176,7 +205,7 @@ class _Reader:
                 self._funnel.catalog.engine.drop(table)
 
     def _read(self) -> FunnelData:
-        profiles, left_out = self._look()
+        profiles, left_out, walk = self._profiles, self._left_out, self._walk
         as_of = self._as_of(profiles)
         cut = None if as_of is None else as_of - (self._funnel.window or 0) - self._funnel.wait
         labels = tuple(step.label for step in self._funnel.declared.steps)
@@ -190,10 +219,8 @@ class _Reader:
         found = folded = 0
         precedence: tuple[Precedence, ...] = ()
         if as_of is not None and cut is not None:
-            self._bound(as_of, cut)
-            walk = FunnelWalk.of(self._funnel)
             if isinstance(walk, FunnelWalk):
-                self._walk(walk)
+                self._follow(walk)
             else:
                 self._gather()
             counted = sql(f"SELECT count(t1) AS n, count(*) - count(t1) AS inside FROM {self._funnel.table('entered')}")
@@ -330,25 +357,27 @@ class _Reader:
             self._refuse_doubles()
         self._keep("entered", self._funnel.entered())
 
-    def _walk(self, walk: FunnelWalk) -> None:
+    def _walking(self, walk: FunnelWalk) -> Step:
         """Entries and ways, from one walk over the prepared rows."""
-        engine, funnel = self._funnel.catalog.engine, self._funnel
-        assert isinstance(engine, DuckDBEngine)
-        source = next(iter(funnel.sources.values())).view
-        texts = [e.where for s in funnel.sources.values() for e in s.events.values() if e.where is not None]
-        step = funnel.step(
+        source = next(iter(self._funnel.sources.values())).view
+        texts = [e.where for s in self._funnel.sources.values() for e in s.events.values() if e.where is not None]
+        return self._funnel.step(
             "entries and ways",
-            source.relation.key,
+            source.name,
             "every unit's entries and deepest way: rows of the prepared copy, followed outside SQL in one walk",
-            walk.rows.query(walk.projection),
+            walk.rows.query(walk.reads),
             tuple(sorted(source.referenced(texts))),
         )
-        walk.run(funnel, step.name)
-        self._steps.append(step)
+
+    def _follow(self, walk: FunnelWalk) -> None:
+        self._walks.make(self._walker)
+        self._steps.append(self._walker.step)
+        engine = self._funnel.catalog.engine
+        assert isinstance(engine, DuckDBEngine)
         for name, rows in (("entered", walk.entered), ("ways", walk.ways)):
             assert rows is not None
-            engine.show(funnel.table(name), rows)
-            self._tables.append(funnel.table(name))
+            engine.show(self._funnel.table(name), rows)
+            self._tables.append(self._funnel.table(name))
 
     def _walked_first(self, walk: FunnelWalk) -> tuple[Precedence, ...]:
         sampled = self._funnel.sampled(max(1, sum(walk.later[1:]) // _SAMPLE))

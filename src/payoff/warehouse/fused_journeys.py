@@ -7,9 +7,10 @@ of activity), unit by unit, and leave what follows to them. They take the common
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -23,7 +24,7 @@ from payoff.warehouse.engines.duckdb import DuckDBEngine
 from payoff.warehouse.events import AHEAD_US
 from payoff.warehouse.query import Query, conjunction, fragment, sql
 from payoff.warehouse.sources import Catalog, View
-from payoff.warehouse.walks import Loop, Places, Reads, over
+from payoff.warehouse.walks import Loop, Places, Reads, Walker, over
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from payoff.spec.nouns import Event
     from payoff.warehouse.funnel_statements import FunnelStatements
     from payoff.warehouse.prepared import Prepared, Segment
+    from payoff.warehouse.statements import Step
 
     Doubles = NDArray[np.float64]
     Longs = NDArray[np.int64]
@@ -74,17 +76,21 @@ class Rows:
     def fits(self, catalog: Catalog, bytes_a_unit: int) -> bool:
         return bytes_a_unit * self.units <= _SHARE * catalog.engine.memory()
 
-    def reading(self, conditions: Sequence[exp.Expr]) -> tuple[Query, Places] | None:
-        """What gives (unit, t, mask) of the rows, and the bits of the conditions; None where a mask does not hold them."""
-        made = walks.united([Reads(tuple(conditions), rows=tuple(conditions))], self.layout.columns)
-        return None if made is None else (made[0], made[1][0])
+    def query(self, reads: Reads) -> Query:
+        """The statement that reads what is asked, for one alone."""
+        made = walks.united([reads], self.layout.columns)
+        assert made is not None
+        return over(made[0], self.segments)
 
-    def query(self, projection: Query) -> Query:
-        return over(projection, self.segments)
-
-    def walk(self, catalog: Catalog, projection: Query, loop: Callable[[], Loop], what: str, source: str) -> None:
-        assert isinstance(catalog.engine, DuckDBEngine)
-        walks.through(catalog.engine, self.segments, projection, lambda: [loop()], what, source)
+    def walker(
+        self,
+        reads: Reads,
+        kept: int,
+        begin: Callable[[], Callable[[Places], Loop]],
+        tell: Callable[[], None],
+        step: Step,
+    ) -> Walker:
+        return Walker(self.segments, self.layout.columns, reads, kept, begin, tell, step)
 
 
 class _Loop:
@@ -119,13 +125,12 @@ class FunnelWalk:
     """What one walk tells of a funnel. ``entered`` and ``ways`` are the tables of the kernel, of units by their numbers."""
 
     rows: Rows
-    projection: Query
-    flags: Mapping[str, int]
+    reads: Reads
+    flags: tuple[str, ...]
     entered: pa.Table | None = None
     ways: pa.Table | None = None
     later: tuple[int, ...] = ()
-    first_times: Longs | None = None
-    first_entries: Longs | None = None
+    firsts: Longs | None = None
 
     @classmethod
     def of(cls, funnel: FunnelStatements) -> FunnelWalk | str:
@@ -140,18 +145,32 @@ class FunnelWalk:
         if not rows.fits(funnel.catalog, 8 * (m * (m + 1) // 2 + m * 3 + 3)):
             return "what is kept of its units would not fit in memory"
         flags = {f: _condition(s.view, e) for s in funnel.sources.values() for f, e in s.events.items()}
-        made = rows.reading(list(flags.values()))
-        if made is None:
+        reads = Reads(tuple(flags.values()), rows=tuple(flags.values()))
+        if walks.united([reads], rows.layout.columns) is None:
             return "it has too many conditions"
-        return cls(rows, made[0], dict(zip(flags, made[1].bits, strict=True)))
+        return cls(rows, reads, tuple(flags))
 
-    def run(self, funnel: FunnelStatements, what: str) -> None:
-        declared, m, units, bounds = funnel.declared, funnel.m, self.rows.units, funnel.bounds
+    def walker(self, funnel: FunnelStatements, step: Step) -> Walker:
+        m = funnel.m
+        kept = 8 * (m * (m + 1) // 2 + m * 3 + 3) * self.rows.units
+        return self.rows.walker(self.reads, kept, partial(self._begin, funnel), self._tell, step)
+
+    def _begin(self, funnel: FunnelStatements) -> Callable[[Places], Loop]:
+        m, units = funnel.m, self.rows.units
+        ways, blocking = m * (m + 1) // 2, funnel.declared.order == "strict" or any(f[0] == "x" for f in self.flags)
+        # zeros are pages that are made where they are written, by the thread that does
+        self._kept = np.zeros((units, ways + 3 + 2 * m + (m if blocking else 0)), np.int64)
+        self._counts: list[Longs] = []
+        return partial(self._loop, funnel)
+
+    def _loop(self, funnel: FunnelStatements, places: Places) -> Loop:
+        declared, m, bounds = funnel.declared, funnel.m, funnel.bounds
         assert isinstance(bounds.cut, int) and isinstance(bounds.steps, int)
-        steps = np.array([self.flags[f"s{k}"] for k in range(1, m + 1)], np.int64)
+        bits = dict(zip(self.flags, places.bits, strict=True))
+        steps = np.array([bits[f"s{k}"] for k in range(1, m + 1)], np.int64)
         blocks = np.zeros(m, np.int64)
         for k in range(m):
-            for flag, bit in self.flags.items():
+            for flag, bit in bits.items():
                 if flag.startswith("x"):
                     blocks[k] |= bit
             if declared.order == "strict":
@@ -173,36 +192,32 @@ class FunnelWalk:
             np.int64,
         )
         spans = np.array([_FAR if k == 0 or own[k] is None else own[k] for k in range(m)], np.int64)
-        ways = m * (m + 1) // 2
-        # zeros are pages that are made where they are written, by the thread that does
-        kept = np.zeros((units, ways + 3 + 2 * m + (m if settings[-1] else 0)), np.int64)
-        counts: list[Longs] = []
         order = np.array(_order([k > 0 and funnel.after(k + 1) == ">" for k in range(m)]), np.int64)
+        self._counts.append(np.zeros(m, np.int64))
+        return _Loop(_funnel, (0, 0), steps, blocks, order, spans, settings, self._kept, self._counts[-1])
 
-        def loop() -> Loop:
-            counts.append(np.zeros(m, np.int64))
-            return _Loop(_funnel, (0, 0), steps, blocks, order, spans, settings, kept, counts[-1])
+    def _tell(self) -> None:
+        kept, m = self._kept, len([flag for flag in self.flags if flag[0] == "s"])
 
-        self.rows.walk(funnel.catalog, self.projection, loop, what, funnel.of("s1").view.name)
-        best = ways + 3
-        self._tell(m, kept[:, ways : ways + 2], kept[:, ways + 2], kept[:, best : best + m])
-        self.later = tuple(int(n) for n in np.sum(counts, axis=0)) if counts else (0,) * m
-        self.first_times, self.first_entries = kept[:, best + m : best + 2 * m], kept[:, ways]
-
-    def _tell(self, m: int, entries: Longs, depth: Longs, best: Longs) -> None:
         def column_of(values: Longs) -> pa.Array:
             return pa.array(values - 1, mask=values == 0)
 
-        came = np.flatnonzero(entries[:, 0])
-        self.entered = pa.table({"unit": came, "first_us": entries[came, 0] - 1, "t1": column_of(entries[came, 1])})
-        went = np.flatnonzero(depth)
-        times = {f"t{k + 1}": column_of(best[went, k]) for k in range(m)}
-        self.ways = pa.table({"unit": went, "depth": pa.array(depth[went], pa.int32()), **times})
+        first = m * (m + 1) // 2
+        latest, depth, best = first + 1, first + 2, first + 3
+        came = np.flatnonzero(kept[:, first])
+        self.entered = pa.table({"unit": came, "first_us": kept[came, first] - 1, "t1": column_of(kept[came, latest])})
+        went = np.flatnonzero(kept[:, depth])
+        times = {f"t{k + 1}": column_of(kept[went, best + k]) for k in range(m)}
+        self.ways = pa.table({"unit": went, "depth": pa.array(kept[went, depth], pa.int32()), **times})
+        self.later = tuple(int(n) for n in np.sum(self._counts, axis=0)) if self._counts else (0,) * m
+        # of each unit the first entry, and the first row of each later step
+        self.firsts = np.stack([kept[:, first], *(kept[:, best + m + k] for k in range(1, m))])
+        del self._kept
 
     def precedence(self, catalog: Catalog, sampled: exp.Expr | None) -> dict[str, int]:
         """Of units with both a step and the one before, those that had it first, as ``FunnelStatements.precedence`` tells them.
         ``sampled`` is the condition on ``unit`` to be looked at."""
-        assert self.first_times is not None and self.first_entries is not None
+        assert self.firsts is not None
         wanted = np.ones(self.rows.units, bool)
         if sampled is not None:
             query = sql(
@@ -212,13 +227,11 @@ class FunnelWalk:
             )
             wanted[:] = False
             wanted[catalog.engine.fetch(query, "units looked at")["payoff_unit"].to_numpy()] = True
-        before, out = self.first_entries, {}
-        for k in range(1, self.first_times.shape[1]):
-            own = self.first_times[:, k]
+        out = {}
+        for k, (before, own) in enumerate(pairwise(self.firsts), 2):
             both = wanted & (own > 0) & (before > 0)
-            out[f"both_{k + 1}"] = int(both.sum())
-            out[f"earlier_{k + 1}"] = int((both & (own < before)).sum())
-            before = own
+            out[f"both_{k}"] = int(both.sum())
+            out[f"earlier_{k}"] = int((both & (own < before)).sum())
         return out
 
 
@@ -350,8 +363,7 @@ class RetentionWalk:
     """
 
     rows: Rows
-    projection: Query
-    bits: tuple[int, ...]
+    reads: Reads
     now_us: int
     found: pa.Table | None = None
 
@@ -367,33 +379,35 @@ class RetentionWalk:
             return "it has more periods than a number has bits"
         if not rows.fits(catalog, 8 * 4):
             return "what is kept of its units would not fit in memory"
-        made = rows.reading([_condition(catalog.view(e.source), e) for e in (start, activity)])
-        assert made is not None
-        return cls(rows, made[0], made[1].bits, now_us)
+        conditions = tuple(_condition(catalog.view(e.source), e) for e in (start, activity))
+        return cls(rows, Reads(conditions, rows=conditions), now_us)
 
-    def run(
+    def walker(
         self,
-        catalog: Catalog,
         edges: Sequence[int],
         unbounded: bool,
         low_us: int | None,
         high_us: int,
         as_of_us: int,
-        what: str,
-        source: str,
-    ) -> None:
-        bounds = np.array(
-            [0 if low_us is None else low_us, high_us, as_of_us, self.now_us + AHEAD_US, int(unbounded), *self.bits],
-            np.int64,
-        )
+        step: Step,
+    ) -> Walker:
+        """``low_us`` to ``high_us`` are the times of a start, ``as_of_us`` the last of activity."""
+        bounds = [0 if low_us is None else low_us, high_us, as_of_us, self.now_us + AHEAD_US, int(unbounded)]
         ends = np.array(edges[1:], np.int64)
-        kept = np.zeros((self.rows.units, 4), np.int64)
-        self.rows.walk(catalog, self.projection, lambda: _Loop(_retention, (0, 0, 0), bounds, ends, kept), what, source)
-        begun = np.flatnonzero(kept[:, 0])
-        t0, seen, early, rows = np.ascontiguousarray(kept[begun].T)
+
+        def begin() -> Callable[[Places], Loop]:
+            self._kept = kept = np.zeros((self.rows.units, 4), np.int64)
+            return lambda at: _Loop(_retention, (0, 0, 0), np.array([*bounds, *at.bits], np.int64), ends, kept)
+
+        return self.rows.walker(self.reads, 8 * 4 * self.rows.units, begin, self._tell, step)
+
+    def _tell(self) -> None:
+        begun = np.flatnonzero(self._kept[:, 0])
+        t0, seen, early, rows = np.ascontiguousarray(self._kept[begun].T)
         self.found = pa.table(
             {"unit": begun, "t0": t0 - 1, "seen": pa.array(seen, mask=rows == early), "early": early, "rows": rows}
         )
+        del self._kept
 
 
 def _retention(

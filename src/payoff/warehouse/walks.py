@@ -8,8 +8,10 @@ order: the rows of a unit are met one after another by one loop, so that nothing
 from __future__ import annotations
 
 import importlib.util
+import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Protocol
@@ -19,6 +21,7 @@ import pyarrow.parquet as pq
 from sqlglot import exp
 
 from payoff.errors import DataError
+from payoff.warehouse.engines.duckdb import DuckDBEngine
 from payoff.warehouse.prepared import UNIT, US
 from payoff.warehouse.query import Query, column, conjunction, fragment, sql
 
@@ -26,8 +29,9 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from numpy.typing import NDArray
 
-    from payoff.warehouse.engines.duckdb import DuckDBEngine
+    from payoff.warehouse.engine import Engine
     from payoff.warehouse.prepared import Segment
+    from payoff.warehouse.statements import Step
 
     Longs = NDArray[np.int64]
     Doubles = NDArray[np.float64]
@@ -37,6 +41,8 @@ _SELECTIVE = 2
 """Conditions up to which rows that meet none are left out in SQL. Of more, most rows meet one, and the loop is quicker to skip them."""
 _ROWS = 250_000
 """Rows that a range has at least: of fewer, opening another session costs more than it saves."""
+_SHARE = 0.5
+"""Of the engine's memory, that all that follow one walk may keep together."""
 _LOOKED = 16
 """Segments whose statistics tell where units are cut: the largest. Ranges need only be about equal."""
 _INTEGERS = {"TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT", "UINTEGER"}
@@ -56,7 +62,7 @@ def available() -> bool:
 
 
 @cache
-def compiled(loop: Callable[..., None]) -> Callable[..., None]:
+def compiled(loop: Callable[..., Any]) -> Callable[..., Any]:
     """A loop as machine code, which is kept beside the source for the next process."""
     import numba
 
@@ -64,6 +70,18 @@ def compiled(loop: Callable[..., None]) -> Callable[..., None]:
         return numba.njit(nogil=True, cache=True)(loop)
     except RuntimeError:  # there is no folder to keep it in
         return numba.njit(nogil=True)(loop)
+
+
+def warm(loops: Sequence[Callable[[], None]]) -> None:
+    """Have loops loaded, or compiled, while other things are read: each is called once, with no rows, by a thread."""
+
+    def run() -> None:
+        with suppress(Exception):  # it is told by who needs the loop
+            for loop in loops:
+                loop()
+
+    if available():
+        threading.Thread(target=run, name="payoff loads loops", daemon=True).start()
 
 
 # ---------------------------------------------------------------- what is read of a row
@@ -224,7 +242,7 @@ class Feed:
 
 
 def through(
-    engine: DuckDBEngine,
+    engine: Engine,
     segments: Sequence[Segment],
     projection: Query,
     loops: Callable[[], Sequence[Loop]],
@@ -235,6 +253,7 @@ def through(
 
     Raises DataError and ConnectionFailed; what loops have written is then of no use.
     """
+    assert isinstance(engine, DuckDBEngine)
     if not segments:
         return 0
     total = sum(segment.rows for segment in segments)
@@ -250,6 +269,109 @@ def through(
     for feed in feeds:
         feed.end()
     return read
+
+
+@dataclass(eq=False)
+class Walker:
+    """One who asks for a walk over ``segments``. ``loops`` begins anew, and gives what makes the loop of a range; ``told`` takes what
+    they found. ``bytes`` are those that it keeps meanwhile. ``step`` is the walk as it would be made for it alone."""
+
+    segments: tuple[Segment, ...]
+    types: Mapping[str, str]
+    reads: Reads
+    bytes: int
+    loops: Callable[[], Callable[[Places], Loop]]
+    told: Callable[[], None]
+    step: Step
+    done: bool = False
+    error: DataError | None = None
+
+
+class Walks:
+    """The walks of one run. All who will need one ``plan`` it before any is made; the first that is needed is made for all over the
+    same rows that fit in memory together."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._planned: list[Walker] = []
+
+    def plan(self, walker: Walker) -> None:
+        self._planned.append(walker)
+
+    def make(self, walker: Walker) -> None:
+        """Make the walk of one, if it was not made yet. Raises DataError and ConnectionFailed."""
+        if not walker.done:
+            group = next(group for group in self._groups() if walker in group)
+            try:
+                self._make(group)
+            except DataError as error:
+                if len(group) == 1:
+                    walker.error = error
+                else:  # what is wrong with the question of one is not told to all
+                    for one in group:
+                        try:
+                            self._make([one])
+                        except DataError as own:
+                            one.error = own
+            for one in group:
+                one.done = True
+        if walker.error is not None:
+            raise walker.error
+
+    def _make(self, group: Sequence[Walker]) -> None:
+        made = united([one.reads for one in group], group[0].types)
+        assert made is not None
+        projection, places = made
+        loops = [one.loops() for one in group]
+        what, source = group[0].step.name, group[0].step.reads
+        through(
+            self._engine,
+            group[0].segments,
+            projection,
+            lambda: [loop(place) for loop, place in zip(loops, places, strict=True)],
+            what,
+            source,
+        )
+        for one in group:
+            one.told()
+
+    def _groups(self) -> list[list[Walker]]:
+        """Who shares a walk, in the order in which they were planned."""
+        out: list[list[Walker]] = []
+        room = _SHARE * self._engine.memory()
+        for walker in self._planned:
+            for group in out:
+                if (
+                    group[0].segments == walker.segments
+                    and group[0].done == walker.done
+                    and sum(one.bytes for one in (*group, walker)) <= room
+                    and united([one.reads for one in (*group, walker)], walker.types) is not None
+                ):
+                    group.append(walker)
+                    break
+            else:
+                out.append([walker])
+        return out
+
+    def shared(self, steps: Sequence[Step]) -> list[Step]:
+        """Steps of all that was asked, of which those that are one walk read rows once: with the first of them."""
+        changed: dict[int, Step] = {}
+        for group in self._groups():
+            first = group[0].step
+            if len(group) == 1:
+                continue
+            made = united([one.reads for one in group], group[0].types)
+            assert made is not None
+            changed[id(first)] = replace(
+                first,
+                columns=tuple(sorted({column for one in group for column in one.step.columns})),
+                serves=tuple(dict.fromkeys(name for one in group for name in one.step.serves)),
+                query=over(made[0], [segment.path for segment in group[0].segments]),
+            )
+            for one in group[1:]:
+                told = f"{one.step.purpose}: the same walk as that for {' and '.join(first.serves)}"
+                changed[id(one.step)] = replace(one.step, reads="", columns=(), purpose=told)
+        return [changed.get(id(step), step) for step in steps]
 
 
 def ranges(segments: Sequence[Segment], parts: int) -> list[tuple[int | None, int | None]]:
