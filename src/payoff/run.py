@@ -51,7 +51,7 @@ from payoff.spec.nouns import (
     SumMetric,
     format_duration,
 )
-from payoff.warehouse import cohorts, credit, funnels, paths, prepared, state
+from payoff.warehouse import cohorts, credit, funnels, fused, fused_journeys, paths, prepared, state
 from payoff.warehouse.arms import ArmsReader
 from payoff.warehouse.dialect import CannotRun
 from payoff.warehouse.doctor import Finding, examine
@@ -64,7 +64,7 @@ from payoff.warehouse.query import ExpressionError, select_only
 from payoff.warehouse.sources import Catalog, from_us, to_us
 from payoff.warehouse.statements import Step
 from payoff.warehouse.volumes import rows_in, units_in
-from payoff.warehouse.walks import Walks
+from payoff.warehouse.walks import Walks, warm
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -820,6 +820,8 @@ class Project:
             with self._reading(designs, journeys, extra, progress) as catalog:
                 engine = catalog.engine
                 read.engine = engine
+                if catalog.prepared:
+                    warm(lambda: [*(fused.loops() if designs else []), *(fused_journeys.loops() if journeys else [])])
                 needed: set[str] | None = None
                 if not engine.dialect.native:
                     versions[engine.dialect.name] = engine.version

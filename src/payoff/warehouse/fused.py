@@ -388,6 +388,12 @@ class WalkLoop:
         """No row is pending."""
 
 
+def loops() -> list[WalkLoop]:
+    """One over no exposure."""
+    none = np.empty(0, np.int64)
+    return [Walk(Exposures(none, none, none, none, {}), (), np.zeros((0, 1), np.int64), none).loop()]
+
+
 def _longs(values: Any) -> Longs:
     return np.asarray(values.to_numpy(), np.int64)
 

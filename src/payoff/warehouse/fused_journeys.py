@@ -104,11 +104,16 @@ class _Loop:
         walks.compiled(self._loop)(unit, t, mask, *self._fixed, self._pending, 0)
 
     def end(self) -> None:
-        walks.compiled(self._loop)(_NOTHING, _NOTHING, _NOTHING, *self._fixed, self._pending, 1)
+        walks.compiled(self._loop)(walks.NOTHING, walks.NOTHING, walks.NOTHING, *self._fixed, self._pending, 1)
 
 
-_NOTHING = np.empty(0, np.int64)
-_NOTHING.flags.writeable = False  # as the columns of a batch are: another type would be compiled anew
+def loops() -> list[Loop]:
+    """One of each kind, over no unit."""
+    one, none = np.zeros(1, np.int64), np.zeros((0, 1), np.int64)
+    return [
+        _Loop(_funnel, (0, 0), one, one, one, one, np.zeros(8, np.int64), none, one),
+        _Loop(_retention, (0, 0, 0), np.zeros(7, np.int64), one, none),
+    ]
 
 
 def _condition(view: View, event: Event) -> exp.Expr:

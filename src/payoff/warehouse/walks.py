@@ -48,6 +48,11 @@ _LOOKED = 16
 _INTEGERS = {"TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT", "UINTEGER"}
 
 
+NOTHING = np.empty(0, np.int64)
+"""A column of no rows."""
+NOTHING.flags.writeable = False  # as the columns of a batch are: for another type a loop would be compiled anew
+
+
 class Loop(Protocol):
     """What follows the rows of one range: ``add`` is given (unit, t, mask) and values, of shape (how many, rows); ``end`` comes last."""
 
@@ -72,13 +77,14 @@ def compiled(loop: Callable[..., Any]) -> Callable[..., Any]:
         return numba.njit(nogil=True)(loop)
 
 
-def warm(loops: Sequence[Callable[[], None]]) -> None:
-    """Have loops loaded, or compiled, while other things are read: each is called once, with no rows, by a thread."""
+def warm(loops: Callable[[], Sequence[Loop]]) -> None:
+    """Have loops loaded, or compiled, by a thread, while other things are read: each is given no rows."""
 
     def run() -> None:
         with suppress(Exception):  # it is told by who needs the loop
-            for loop in loops:
-                loop()
+            compiled(_in_order)(NOTHING, NOTHING, np.array([-1, 0, 0], np.int64))
+            for loop in loops():
+                loop.add(NOTHING, NOTHING, NOTHING, np.empty((0, 0)))
 
     if available():
         threading.Thread(target=run, name="payoff loads loops", daemon=True).start()
