@@ -357,13 +357,13 @@ def test_many_exposures_of_one_unit_and_many_row_groups(tmp_path: Path) -> None:
 
 def test_rows_out_of_order_are_refused(tmp_path: Path) -> None:
     path = str(tmp_path / "rows.parquet")
-    table = pa.table({"payoff_unit": [3, 1, 2], "payoff_us": [0, 0, 0], "mask": [0, 0, 0]})
+    table = pa.table({"payoff_unit": [9, 8, 7, 3, 2, 1], "payoff_us": [0] * 6, "mask": [0] * 6})
     duckdb.from_arrow(table).write_parquet(path)
     exposures = Exposures(*(np.zeros(1, np.int64) for _ in range(4)), {})
     with DuckDBEngine({}, tmp_path, [path]) as engine, pytest.raises(DataError, match="not in order"):
         fused.accumulate(
             engine,
-            [Segment(path, (Part("rows", "rows", 3, 0, 0, 3),))],
+            [Segment(path, (Part("rows", "rows", 6, 0, 0, 6),))],
             sql("SELECT payoff_unit AS unit, payoff_us AS t, mask FROM prepared_rows"),
             exposures,
             Accumulators.empty([Fold("n", "count")], 1),

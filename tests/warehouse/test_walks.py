@@ -16,7 +16,7 @@ from sqlglot import exp
 from payoff.errors import DataError
 from payoff.warehouse import walks
 from payoff.warehouse.engines.duckdb import DuckDBEngine
-from payoff.warehouse.prepared import Segment
+from payoff.warehouse.prepared import Part, Segment
 from payoff.warehouse.query import Query, fragment
 from payoff.warehouse.statements import Step
 from payoff.warehouse.walks import Places, Reads, Walker, Walks
@@ -85,7 +85,7 @@ def written(folder: Path, of: str, units: Any, times: Any, **columns: Any) -> Se
     path = str(folder / f"{of}.parquet")
     table = pa.table({"payoff_unit": np.asarray(units, np.int64), "payoff_us": np.asarray(times, np.int64), **columns})
     duckdb.from_arrow(table).write_parquet(path, row_group_size=2048)
-    return Segment(path, table.num_rows, 0, 0, of, of)
+    return Segment(path, (Part(of, of, table.num_rows, 0, 0, table.num_rows),))
 
 
 @pytest.mark.parametrize("parts", [1, 2, 3, 10, 400])

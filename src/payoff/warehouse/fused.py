@@ -251,7 +251,14 @@ class Pass:
     def step(self, like: Step, segments: Sequence[Segment] | None = None) -> Step:
         """The statement that is run, told as the step ``like`` that it stands for."""
         purpose = f"{like.purpose}: rows of the prepared copy, folded outside SQL in one walk"
-        return Step(like.name, like.reads, purpose, like.columns, like.serves, over(self.projection, self.rows.segments if segments is None else segments))
+        return Step(
+            like.name,
+            like.reads,
+            purpose,
+            like.columns,
+            like.serves,
+            over(self.projection, self.rows.segments if segments is None else segments),
+        )
 
     def run(self, exposed: str, low: int | None, high: int | None, like: Step) -> Step:
         """Fold all segments that hold times from ``low`` to ``high`` into the scan's table. Returns the step as it was run."""

@@ -111,7 +111,7 @@ def loops() -> list[Loop]:
     """One of each kind, over no unit."""
     one, none = np.zeros(1, np.int64), np.zeros((0, 1), np.int64)
     return [
-        _Loop(_funnel, (0, 0), one, one, one, one, np.zeros(8, np.int64), none, one),
+        _Loop(_funnel, (0, 0), one, one, one, one, np.zeros(8, np.int64), _slots(1, True), none, one),
         _Loop(_retention, (0, 0, 0), np.zeros(7, np.int64), one, none),
     ]
 
@@ -147,7 +147,7 @@ class FunnelWalk:
         rows = Rows.of(funnel.catalog, [source.view for source in funnel.sources.values()], funnel.design.entity)
         if isinstance(rows, str):
             return rows
-        if not rows.fits(funnel.catalog, 8 * (m * (m + 1) // 2 + m * 3 + 3)):
+        if not rows.fits(funnel.catalog, 8 * _width(m)):
             return "what is kept of its units would not fit in memory"
         flags = {f: _condition(s.view, e) for s in funnel.sources.values() for f, e in s.events.items()}
         reads = Reads(tuple(flags.values()), rows=tuple(flags.values()))
@@ -157,14 +157,15 @@ class FunnelWalk:
 
     def walker(self, funnel: FunnelStatements, step: Step) -> Walker:
         m = funnel.m
-        kept = 8 * (m * (m + 1) // 2 + m * 3 + 3) * self.rows.units
-        return self.rows.walker(self.reads, kept, partial(self._begin, funnel), self._tell, step)
+        return self.rows.walker(
+            self.reads, 8 * _width(m) * self.rows.units, partial(self._begin, funnel), self._tell, step
+        )
 
     def _begin(self, funnel: FunnelStatements) -> Callable[[Places], Loop]:
         m, units = funnel.m, self.rows.units
-        ways, blocking = m * (m + 1) // 2, funnel.declared.order == "strict" or any(f[0] == "x" for f in self.flags)
-        # zeros are pages that are made where they are written, by the thread that does
-        self._kept = np.zeros((units, ways + 3 + 2 * m + (m if blocking else 0)), np.int64)
+        blocking = funnel.declared.order == "strict" or any(flag[0] == "x" for flag in self.flags)
+        self._slots = _slots(m, blocking)
+        self._kept = _rows_of(units, int(self._slots[3, m]))
         self._counts: list[Longs] = []
         return partial(self._loop, funnel)
 
@@ -199,7 +200,7 @@ class FunnelWalk:
         spans = np.array([_FAR if k == 0 or own[k] is None else own[k] for k in range(m)], np.int64)
         order = np.array(_order([k > 0 and funnel.after(k + 1) == ">" for k in range(m)]), np.int64)
         self._counts.append(np.zeros(m, np.int64))
-        return _Loop(_funnel, (0, 0), steps, blocks, order, spans, settings, self._kept, self._counts[-1])
+        return _Loop(_funnel, (0, 0), steps, blocks, order, spans, settings, self._slots, self._kept, self._counts[-1])
 
     def _tell(self) -> None:
         kept, m = self._kept, len([flag for flag in self.flags if flag[0] == "s"])
@@ -207,16 +208,15 @@ class FunnelWalk:
         def column_of(values: Longs) -> pa.Array:
             return pa.array(values - 1, mask=values == 0)
 
-        first = m * (m + 1) // 2
-        latest, depth, best = first + 1, first + 2, first + 3
-        came = np.flatnonzero(kept[:, first])
-        self.entered = pa.table({"unit": came, "first_us": kept[came, first] - 1, "t1": column_of(kept[came, latest])})
-        went = np.flatnonzero(kept[:, depth])
-        times = {f"t{k + 1}": column_of(kept[went, best + k]) for k in range(m)}
-        self.ways = pa.table({"unit": went, "depth": pa.array(kept[went, depth], pa.int32()), **times})
+        ways, seen, best, _ = self._slots
+        came = np.flatnonzero(kept[:, 0])
+        self.entered = pa.table({"unit": came, "first_us": kept[came, 0] - 1, "t1": column_of(kept[came, ways[0]])})
+        went = np.flatnonzero(kept[:, 2])
+        times = {f"t{k + 1}": column_of(kept[went, best[k]]) for k in range(m)}
+        self.ways = pa.table({"unit": went, "depth": pa.array(kept[went, 2], pa.int32()), **times})
         self.later = tuple(int(n) for n in np.sum(self._counts, axis=0)) if self._counts else (0,) * m
         # of each unit the first entry, and the first row of each later step
-        self.firsts = np.stack([kept[:, first], *(kept[:, best + m + k] for k in range(1, m))])
+        self.firsts = np.stack([kept[:, 0], *(kept[:, seen[k]] for k in range(1, m))])
         del self._kept
 
     def precedence(self, catalog: Catalog, sampled: exp.Expr | None) -> dict[str, int]:
@@ -257,6 +257,38 @@ def _order(strictly: Sequence[bool]) -> list[int]:
     return out
 
 
+def _slots(m: int, blocking: bool) -> Longs:
+    """Where what is kept of a unit is in its row, of shape (4, m), for each step k: its own way's first time, the first row of k, the k-th
+    time of the deepest way, the last row that ends an attempt at k; and at the end of the last its width.
+
+    What early steps need comes first, since most rows are theirs: it is one line of the processor's cache.
+    """
+    slots = np.zeros((4, m + 1), np.int64)
+    slots[:, 0] = 1, 0, 3, 0
+    at = 4
+    for k in range(1, m):
+        slots[2, k], slots[1, k], slots[0, k] = at, at + 1, at + 2
+        at += k + 3
+    if blocking:
+        slots[3, :m] = np.arange(at, at + m)
+        at += m
+    slots[3, m] = -(-at // 8) * 8
+    return slots
+
+
+def _width(m: int) -> int:
+    """At most, of a unit's row."""
+    return int(_slots(m, True)[3, m])
+
+
+def _rows_of(units: int, width: int) -> Longs:
+    """Zeros (units, width), each row at the beginning of a line of the cache. Zeros are pages that are made where they are written,
+    by the thread that does."""
+    room = np.zeros(units * width + 8, np.int64)
+    first = -room.ctypes.data % 64 // 8
+    return room[first : first + units * width].reshape(units, width)
+
+
 def _funnel(
     unit: Longs,
     t: Longs,
@@ -266,6 +298,7 @@ def _funnel(
     order: Longs,
     spans: Longs,
     settings: Longs,
+    slots: Longs,
     kept: Longs,
     counts: Longs,
     pending: Longs,
@@ -273,11 +306,10 @@ def _funnel(
 ) -> None:
     """The loop: plain Python that numba compiles. Rows of a unit at one time are taken together.
 
-    ``kept`` has a row for each unit, so that it is met in one place of memory. A time is one more than it is, so that 0 is none. For each
-    step the times of the way to its latest row that was reached (those of step k from k(k + 1) / 2 on); the first entry, and the one
-    that a way of no further step is told from; how deep the deepest way went (0: no further than the entry), of those the latest to
-    enter, and the first time of each of its steps; the first row of each step; and (where there are any) the last row that ends an
-    attempt at each. ``pending`` is (unit, time, mask) of the rows not yet taken; with ``last`` they are.
+    ``kept`` has a row for each unit, of which ``slots`` tells the places. A time is one more than it is, so that 0 is none. It holds the
+    first entry (0); how deep the deepest way went (2; 0: no further than the entry); for each step the times of the way to its latest row
+    that was reached, and its first row; of the deepest ways, of those the latest to enter, the first time of each step; and (where there
+    are any) the last row that ends an attempt at each. ``pending`` is (unit, time, mask) of the rows not yet taken; with ``last`` they are.
     """
     m, n = len(steps), len(unit)
     low, most, last_entry, cut, last_step = (
@@ -288,14 +320,10 @@ def _funnel(
         settings[4] + 1,
     )
     within, first_only, blocking = settings[5], settings[6], settings[7]
-    first = m * (m + 1) // 2
-    latest, depth, best = first + 1, first + 2, first + 3
-    seen, blocked = best + m, best + 2 * m
-    any_step = 0
+    entry, depth, first, best = slots[0, 0], 2, 0, slots[2]
     mine = 0
     for k in range(m):
         mine |= steps[k] | blocks[k]
-        any_step |= steps[k]
     of_unit, us, flags = pending[0], pending[1], pending[2]
     for i in range(n + last):
         if i < n:
@@ -304,53 +332,50 @@ def _funnel(
                 continue
             if now <= last_step:
                 for k in range(1, m):
-                    if got & steps[k]:
-                        counts[k] += 1
+                    counts[k] += (got & steps[k]) != 0
             if unit[i] == of_unit and now == us:
                 flags |= got
                 continue
         if of_unit >= 0:
             own = kept[of_unit]
-            for place in range(m if flags & any_step else 0):
+            for place in range(m):
                 k = order[place]
                 if flags & steps[k] == 0:
                     continue
                 if k == 0:
                     if us <= last_entry:
                         if us <= cut and (not first_only or own[first] == 0):
-                            own[latest] = us
-                            own[0] = us
+                            own[entry] = us
                         if own[first] == 0:
                             own[first] = us
                     continue
                 if us > last_step:
                     continue
-                if own[seen + k] == 0:
-                    own[seen + k] = us
-                at = k * (k + 1) // 2
-                prior = at - k
-                opening, previous = own[prior], own[at - 1]
+                if own[slots[1, k]] == 0:
+                    own[slots[1, k]] = us
+                at, prior = slots[0, k], slots[0, k - 1]
+                opening, previous = own[prior], own[prior + k - 1]
                 if (
                     opening == 0
                     or us - opening > within
                     or us - previous > spans[k]
-                    or (blocking and own[blocked + k] > previous)
+                    or (blocking and own[slots[3, k]] > previous)
                 ):
                     continue
                 for j in range(k):
                     own[at + j] = own[prior + j]
                 own[at + k] = us
-                if own[depth] < k + 1 or (own[depth] == k + 1 and own[best] < opening):
+                if own[depth] < k + 1 or (own[depth] == k + 1 and own[best[0]] < opening):
                     own[depth] = k + 1
                     for j in range(k + 1):
-                        own[best + j] = own[at + j]
-                elif own[depth] == k + 1 and own[best] == opening:
+                        own[best[j]] = own[at + j]
+                elif own[depth] == k + 1 and own[best[0]] == opening:
                     for j in range(1, k + 1):
-                        own[best + j] = min(own[best + j], own[at + j])
+                        own[best[j]] = min(own[best[j]], own[at + j])
             if blocking:
                 for k in range(m):
                     if flags & blocks[k]:
-                        own[blocked + k] = us
+                        own[slots[3, k]] = us
         if i < n:
             of_unit, us, flags = unit[i], now, got
     pending[0], pending[1], pending[2] = of_unit, us, flags

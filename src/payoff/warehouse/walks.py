@@ -372,7 +372,7 @@ class Walks:
                 first,
                 columns=tuple(sorted({column for one in group for column in one.step.columns})),
                 serves=tuple(dict.fromkeys(name for one in group for name in one.step.serves)),
-                query=over(made[0], [segment.path for segment in group[0].segments]),
+                query=over(made[0], group[0].segments),
             )
             for one in group[1:]:
                 told = f"{one.step.purpose}: the same walk as that for {' and '.join(first.serves)}"
