@@ -1117,9 +1117,9 @@ def _reads(select: exp.Query) -> str:
 
 def together(queries: Sequence[exp.Query]) -> exp.Query:
     """The rows of all of them."""
-    out = queries[0]
+    out = queries[0].copy()
     for query in queries[1:]:
-        out = exp.union(out, query, distinct=False)
+        out = exp.union(out, query, distinct=False, copy=False)
     return out
 
 

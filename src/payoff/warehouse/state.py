@@ -577,7 +577,7 @@ class Refresh:
                 mine = np.flatnonzero(x == one)
                 rows[mine] = places.of(one, unit[mine])
         t0 = pc.fill_null(found["t0"], _NEVER).to_numpy()
-        counted = {name: found[name].to_numpy().astype(np.int64) for name in ("n", "no_time", "no_arm")}
+        counted = {n: np.array(found[n].cast(pa.int64()).to_numpy()) for n in ("n", "no_time", "no_arm")}
         lo, hi = self._codes(found["lo"]), self._codes(found["hi"])
         known, new = np.flatnonzero(rows >= 0), np.flatnonzero(rows < 0)
         rows = rows[known]
