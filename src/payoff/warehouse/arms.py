@@ -234,7 +234,7 @@ class ArmsReader:
         return answers
 
     def _looked(self, view: View, query: Callable[[View], Query], what: str) -> dict[str, Any]:
-        """The row of a statement of counts and times over a source: of one that is refreshed, only new segments are asked."""
+        """The row of a statement of counts and times over a source: of one that is refreshed, only new parts are asked."""
         for refresh in self._refreshed.values():
             found = refresh.summed(view, query, what)
             if found is not None:
