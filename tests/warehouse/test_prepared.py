@@ -588,7 +588,7 @@ def test_segments_follow_the_calendar_whatever_the_history(
         parts_hold_their_rows(shop, found)
         merged = max(merged, *(len(s.parts) for s in found.segments))
         done.append(shop.step())
-    assert merged > 2
+    assert merged > 1, "days or hours lay together at some time"
 
 
 def parts_hold_their_rows(shop: Calendar, found: Prepared) -> None:
