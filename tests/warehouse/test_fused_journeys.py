@@ -120,6 +120,18 @@ def test_a_walk_gives_what_the_kernels_give(tmp_path: Path, monkeypatch: pytest.
         assert raw[name] == result, name
 
 
+def test_the_plan_and_the_run_read_rows_once_for_all(tmp_path: Path) -> None:
+    folder = write(tmp_path, np.random.default_rng(9), text=False)
+    text = (folder / "payoff.yml").read_text()
+    (folder / "payoff.yml").write_text("\n".join(line for line in text.splitlines() if "money:" not in line))
+    asked = {f"funnels.{n}" for n in FUNNELS} | {f"cohorts.{n}" for n in COHORTS if n != "money"}
+    Project.load(folder).prepare()
+    for steps in (Project.load(folder).plan(), Project.load(folder).run(record=False).plan):
+        read = [s for s in steps if s.reads and s.serves and s.name != "earlier starts"]
+        assert [set(s.serves) for s in read] == [asked]
+        assert sum("the same walk as that for funnels.plain" in s.purpose for s in steps) == len(asked) - 1
+
+
 def test_batches_may_end_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = write(tmp_path, np.random.default_rng(5), text=False)
     Project.load(folder).prepare()

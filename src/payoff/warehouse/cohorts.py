@@ -346,7 +346,7 @@ class _Statements:
         return self._step(
             "starts",
             "Each unit's first row, its cohort, and how many of its periods are closed",
-            view.name,
+            view.name if walk is None else "",  # a walk has read the rows
             [declared.start.where, declared.by],
             query,
         )
@@ -461,7 +461,7 @@ class _Statements:
             **parts,
         )
         purpose = "Units of each cohort active in each closed period"
-        return self._step("retention", purpose, activity.source, [activity.where], query)
+        return self._step("retention", purpose, "" if walked else activity.source, [activity.where], query)
 
     def keep_money(self, facts: _Facts) -> Step:
         revenue = self.declared.revenue
