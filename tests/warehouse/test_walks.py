@@ -78,6 +78,28 @@ def test_equalities_of_one_column_are_one_case() -> None:
     assert len(list(walks.mask_of(conditions, {"name": "UUID"}).find_all(exp.Case))) == 4
 
 
+@pytest.mark.parametrize(
+    ("condition", "is_case"),
+    [
+        ("name = 'a'", True),
+        ("(name = 'a') OR ((name = 'ü') OR name IN ('c', 'A'))", True),
+        ("n = 1 OR n IN (7, 2)", True),
+        ("name = 'a' OR n = 1", False),
+        ("name = 'a' OR name <> 'b'", False),
+        ("name = 'a' AND n = 1", False),
+        ("NOT (name = 'a' OR name = 'b')", False),
+        ("name = 'a' OR NULL", False),
+    ],
+)
+def test_any_of_equalities_keeps_the_rows_that_they_keep(condition: str, is_case: bool) -> None:
+    found = walks.any_of(fragment(condition), TYPES).sql("duckdb")
+    assert ("CASE" in found) == is_case
+    rows = "(VALUES ('a'), ('b'), ('c'), ('ü'), ('A'), (NULL)) AS a(name), (VALUES (1), (2), (7), (9), (NULL)) AS b(n)"
+    with duckdb.connect() as connection:
+        kept = [connection.sql(f"SELECT name, n FROM {rows} WHERE {c}").fetchall() for c in (condition, found)]
+    assert sorted(map(str, kept[0])) == sorted(map(str, kept[1])) != []
+
+
 # ---------------------------------------------------------------- ranges
 
 

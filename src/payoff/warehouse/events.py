@@ -15,6 +15,7 @@ from payoff.spec.nouns import Event, Outcome
 from payoff.warehouse.query import Query, fragment, sql
 from payoff.warehouse.sources import Catalog, View, as_id, to_us
 from payoff.warehouse.statements import Step
+from payoff.warehouse.walks import any_of
 
 AHEAD_US = 86_400_000_000
 """A clock a day fast is a time zone; one faster than that is wrong."""
@@ -141,7 +142,7 @@ def profile_step(catalog: Catalog, event: Event, entity: str, *, ids: bool = Fal
         low=low,
         high=high,
         repeated=_repeated(view, ids),
-        base=_base(view, event),
+        base=_base(view, event, catalog),
     )
     return Step(f"look at {event.source}", event.source, "rows, units, times", _columns(view, event, entity), (), query)
 
@@ -163,15 +164,20 @@ def _faults_step(catalog: Catalog, event: Event, entity: str, now_us: int, *, id
         most=now_us + AHEAD_US,
         inside=_window_of_time(view, now_us),
         repeated=_repeated(view, ids),
-        base=_base(view, event),
+        base=_base(view, event, catalog),
     )
     columns = _columns(view, event, entity)
     return Step(f"faults of {event.source}", event.source, "rows that do not enter, by reason", columns, (), query)
 
 
-def _base(view: View, event: Event) -> Query:
+def _base(view: View, event: Event, catalog: Catalog) -> Query:
     rows = view.own_rows()  # what ids were joined into changes no count of rows
-    return Query(rows if event.where is None else rows.where(view.condition(event.where)))
+    if event.where is None:
+        return Query(rows)
+    condition = view.condition(event.where)
+    if view.own.key in catalog.prepared:  # sorted by unit: no statistics of another column skip anything
+        condition = any_of(condition, view.own.columns)
+    return Query(rows.where(condition))
 
 
 def _repeated(view: View, ids: bool) -> exp.Expr:

@@ -173,6 +173,24 @@ def mask_of(conditions: Sequence[tuple[exp.Expr, int]], types: Mapping[str, str]
     return exp.cast(exp.convert(0) if total is None else total, "BIGINT")
 
 
+def any_of(condition: exp.Expr, types: Mapping[str, str]) -> exp.Expr:
+    """What holds where a condition does (where it is NULL, neither does); of equalities of one column, the CASE of ``mask_of``: DuckDB
+    reads a file with it in less than half the time that comparing each value takes."""
+    parts, seen = [condition], []
+    while parts:
+        part = parts.pop()
+        if isinstance(part, exp.Paren):
+            parts.append(part.this)
+        elif isinstance(part, exp.Or):
+            parts += [part.this, part.expression]
+        else:
+            seen.append(part)
+    found = [_one_of(part, types) for part in seen]
+    if not all(found) or len({one[0].sql("duckdb") for one in found if one is not None}) > 1:
+        return condition
+    return fragment("$mask > 0", mask=mask_of([(part, 1) for part in seen], types))
+
+
 def _one_of(condition: exp.Expr, types: Mapping[str, str]) -> tuple[exp.Expr, list[exp.Expr]] | None:
     """The column and the literals of ``column = literal`` or ``column IN (literals)``, where different literals are different values."""
     while isinstance(condition, exp.Paren) or (
