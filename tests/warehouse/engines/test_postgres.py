@@ -538,6 +538,18 @@ def test_ctrl_c_stops_the_statement_on_the_server(run: Callable[[Any], Any], pos
     assert postgres.row(sql("SELECT 1 AS one"), "test") == {"one": 1}
 
 
+def test_ctrl_c_outside_of_a_wait_stops_it_too(postgres: Any, admin: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def sent_only(text: bytes) -> None:
+        postgres._session.pgconn.send_query(text)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(postgres._session, "execute", sent_only)
+        postgres._run("SELECT pg_sleep(600)", "test", None)
+    assert _running(admin) == 0
+    assert postgres.row(sql("SELECT 1 AS one"), "test") == {"one": 1}
+
+
 def test_a_server_that_goes_is_told_of(postgres: Any, admin: Any) -> None:
     pid = postgres._session.info.backend_pid
     thread = _once_running(admin, lambda: admin.execute("SELECT pg_terminate_backend(%s)", (pid,)))

@@ -1371,12 +1371,26 @@ class PostgresEngine(Engine):
     # ---------------------------------------------------------------- what can go wrong
 
     def _run(self, text: str, what: str, source: str | None) -> psycopg.Cursor[Any]:
-        """Ctrl-C while it waits cancels the statement on the server (psycopg does) and is raised."""
+        """Run it; Ctrl-C ends the statement on the server and is raised."""
         self.tell(what, source, None)
         try:
             return self._session.execute(text.encode())
         except self._psycopg.Error as error:
             raise self._translated(error, what, source) from None
+        except BaseException:
+            self._end()
+            raise
+
+    def _end(self) -> None:
+        """End what runs, so that the session can be used: psycopg does not where Ctrl-C came outside of its wait."""
+        raw, active = self._session.pgconn, self._psycopg.pq.TransactionStatus.ACTIVE
+        try:
+            if raw.transaction_status == active:
+                self._session.cancel_safe(timeout=5)
+                while raw.get_result() is not None:
+                    pass
+        except self._psycopg.Error:
+            self._session.close()
 
     def _writing(self) -> _Writing:
         return _Writing(self._session)
