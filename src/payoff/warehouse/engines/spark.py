@@ -857,6 +857,7 @@ class SparkEngine(Engine):
     def __init__(self, name: str, connection: SparkConnection, root: Path, progress: Progress | None = None) -> None:
         self._progress, self._name, self._url = progress, name, connection.url
         self._kept: dict[str, list[Any]] = {}
+        self._cached: dict[str, list[Any]] = {}
         self._columns: dict[str, tuple[str, ...]] = {}
         self._files = 0
         self._share: float | None = None
@@ -959,7 +960,12 @@ class SparkEngine(Engine):
         self._add(table, self.text(query, what), what, source)
 
     def _add(self, table: str, text: str, what: str, source: str | None) -> None:
-        """Rows into a view over cached parts: computed now, and again by Spark itself where a worker took its part along."""
+        """Rows into a view over parts that are computed now.
+
+        A part is known to later plans as rows that are there, not by its statement: with the statements of all tables before it a
+        plan doubles from round to round. A classic session caches them and computes again what a lost worker takes along; a server
+        of Spark Connect does so where its cluster has a ``spark.checkpoint.dir``.
+        """
 
         def run() -> Any:
             rows = self._spark.sql(text)
@@ -970,11 +976,18 @@ class SparkEngine(Engine):
 
                 told = [col(_quoted(f.name)).cast(f.dataType).alias(f.name) for f in rows.schema.fields]
                 return rows.select(*told).localCheckpoint()
+            if self._remote:
+                durable = self._spark.conf.get("spark.checkpoint.dir", None)
+                return rows.checkpoint() if durable else rows.localCheckpoint()
             from pyspark import StorageLevel
+            from pyspark.sql.classic.dataframe import DataFrame
 
             rows = rows.persist(StorageLevel.MEMORY_AND_DISK)
             rows.count()
-            return rows
+            self._cached.setdefault(table, []).append(rows)
+            read = rows.select("*")._jdf
+            internal, inside = read.queryExecution().toRdd(), self._spark._jsparkSession
+            return DataFrame(inside.internalCreateDataFrame(internal, read.schema(), False), self._spark)
 
         parts = self._kept.setdefault(table, [])
         parts.append(self._watched(run, what, source))
@@ -990,9 +1003,8 @@ class SparkEngine(Engine):
         if parts:
             with _quiet(), suppress(Exception):
                 self._spark.catalog.dropTempView(table)
-                if not self._sail:
-                    for part in parts:
-                        part.unpersist()
+                for part in self._cached.pop(table, []):
+                    part.unpersist()
 
     def types(self, query: Query, source: str | None = None) -> dict[str, str]:
         text = self.text(query, "look at columns")
