@@ -48,6 +48,9 @@ class Query:
 def _parse(template: str) -> exp.Query:
     tree = sqlglot.parse_one(template, read="duckdb")
     assert isinstance(tree, exp.Query), template
+    for node in tree.walk():
+        if node.meta.keys() <= {"line", "col", "start", "end"}:
+            node._meta = None  # places in a template tell nothing, and are most of what a copy of it would cost
     return tree
 
 

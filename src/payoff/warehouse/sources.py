@@ -236,6 +236,7 @@ class View:
         """Columns that some expression named."""
         self._entities, self._zone, self._engine = entities, source.timezone or zone, engine
         self._identities = frozenset(identities)
+        self._known_types: dict[tuple[object, ...], str] = {}
 
     @cached_property
     def relation(self) -> Relation:
@@ -294,14 +295,14 @@ class View:
         return self._type(expression, self.own.columns)
 
     def _type(self, expression: exp.Expr, columns: Mapping[str, str]) -> str:
-        empty = typed_row(columns)
-        return next(
-            iter(
-                self._engine.types(
-                    Query(exp.select(exp.alias_(expression.copy(), "it")).from_(empty)), self.name
-                ).values()
-            )
-        )
+        asked = (
+            expression.sql("duckdb"),
+            *columns.items(),
+        )  # experiments and metrics ask for the same ones over and over
+        if asked not in self._known_types:
+            it = exp.select(exp.alias_(expression.copy(), "it")).from_(typed_row(columns))
+            (self._known_types[asked],) = self._engine.types(Query(it), self.name).values()
+        return self._known_types[asked]
 
     @cached_property
     def where(self) -> exp.Expr | None:

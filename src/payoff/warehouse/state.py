@@ -21,6 +21,7 @@ import secrets
 import shutil
 import time
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
@@ -238,13 +239,17 @@ class Store:
             if last is None or changed is None or not self._beside(held, changed, last):
                 room = int(held.rows * _SPARE) + 64
                 told |= {"first_rows": held.rows, "room": room, "deltas": [], "columns": {}}
-                for k, name in enumerate(sorted(held.columns)):
+
+                def stored(k: int, name: str) -> tuple[str, dict[str, Any]]:
                     data = np.ascontiguousarray(held.column(name))
                     path = self.folder / f"{mark}-column{k}"
                     made.append(path)
                     _write(path, [data], room * int(np.prod(data.shape[1:], dtype=int)) * data.itemsize)
-                    told["columns"][name] = {"file": path.name, "type": data.dtype.str, "sum": checksum(data)}
-                    told["columns"][name]["wide"] = data.shape[1:]
+                    entry = {"file": path.name, "type": data.dtype.str, "sum": checksum(data), "wide": data.shape[1:]}
+                    return name, entry
+
+                with ThreadPoolExecutor() as several:
+                    told["columns"] = dict(several.map(stored, range(len(held.columns)), sorted(held.columns)))
             else:
                 first = last["first_rows"] + sum(delta["added"] for delta in last["deltas"])
                 pieces = [np.ascontiguousarray(changed, np.int64)]
@@ -737,7 +742,10 @@ class Refresh:
         wanted = set(now)
         found = [unpack(self._held.parts[f"units {key} {of}"].read()) for of in old]
         found += [unpack(s.units(p)) for s in self._prepared[key].segments for p in s.parts if p.of in wanted]
-        return np.unique(np.concatenate(found)) if found else np.empty(0, np.int64)
+        units = np.concatenate([np.empty(0, np.int64), *found])
+        marked = np.zeros(units.max(initial=-1) + 2, bool)  # -1, of rows without a unit, included
+        marked[units + 1] = True
+        return np.flatnonzero(marked) - 1
 
     # ---------------------------------------------------------------- values
 
