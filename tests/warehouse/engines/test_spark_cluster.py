@@ -76,6 +76,27 @@ print(json.dumps({"run": run.to_dict()}), flush=True)
 """
 
 
+ROUNDS = """
+import json, warnings
+warnings.simplefilter("ignore")
+from pathlib import Path
+from payoff.spec.nouns import SparkConnection
+from payoff.warehouse.engines.spark import SparkEngine
+from payoff.warehouse.query import sql
+
+options = {"spark.ui.enabled": "false", "spark.sql.shuffle.partitions": "2"}
+plans = []
+with SparkEngine("main", SparkConnection(engine="spark", url="local[1]", options=options), Path.cwd()) as engine:
+    engine.keep("ids", sql("SELECT 1 AS id UNION ALL SELECT 2"), "ids")
+    for _ in range(8):
+        engine.keep("next", sql("SELECT a.id FROM ids AS a JOIN ids AS b ON a.id = b.id"), "round")
+        engine.keep("ids", sql("SELECT id FROM next"), "round")
+        plans.append(len(engine._spark.table("ids")._jdf.queryExecution().analyzed().toString()))
+    rows = engine.fetch(sql("SELECT id FROM ids ORDER BY id"), "ids").to_pylist()
+print(json.dumps({"plans": plans, "rows": rows}))
+"""
+
+
 def spark_python() -> Path:
     named = os.environ.get("PAYOFF_SPARK_PYTHON")
     found = Path(named) if named else ROOT / ".venv-spark" / "bin" / "python"
@@ -269,3 +290,15 @@ def test_a_worker_that_dies_changes_no_figure(tmp_path: Path) -> None:
     assert killed, kept
     assert found is not None, (tmp_path / "run.log").read_text()[-3000:]
     assert not list(differences(expected, found)), (tmp_path / "run.log").read_text()[-3000:]
+
+
+def test_what_is_kept_round_after_round_is_no_larger_a_plan(tmp_path: Path) -> None:
+    """Identity makes its tables of those of the round before, named twice: plans that held them all would double with each."""
+    env = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "SPARK_LOCAL_IP": "127.0.0.1"}
+    done = subprocess.run(
+        [spark_python(), "-c", ROUNDS], cwd=tmp_path, env=env, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["rows"] == [{"id": 1}, {"id": 2}]
+    assert max(found["plans"]) <= 2 * found["plans"][0]
