@@ -19,7 +19,7 @@ PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3 python; do \
 PIP_INSTALL = -m pip install -qq --disable-pip-version-check
 PROJECT     = --no-deps --no-build-isolation --editable .
 UV_COMPILE  = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --fork-strategy fewest \
-	--generate-hashes --no-emit-index-url --no-header $(UPGRADE)
+	--generate-hashes --no-header $(UPGRADE)
 
 .PHONY: help demo test test-slow simulations attribution check bench docs lock clean
 .DELETE_ON_ERROR:

@@ -295,10 +295,8 @@ class View:
         return self._type(expression, self.own.columns)
 
     def _type(self, expression: exp.Expr, columns: Mapping[str, str]) -> str:
-        asked = (
-            expression.sql("duckdb"),
-            *columns.items(),
-        )  # experiments and metrics ask for the same ones over and over
+        # experiments and metrics ask for the same ones over and over
+        asked = (expression.sql("duckdb"), *columns.items())
         if asked not in self._known_types:
             it = exp.select(exp.alias_(expression.copy(), "it")).from_(typed_row(columns))
             (self._known_types[asked],) = self._engine.types(Query(it), self.name).values()

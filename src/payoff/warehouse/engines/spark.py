@@ -983,8 +983,8 @@ class SparkEngine(Engine):
             from pyspark.sql.classic.dataframe import DataFrame
 
             rows = rows.persist(StorageLevel.MEMORY_AND_DISK)
-            rows.count()
             self._cached.setdefault(table, []).append(rows)
+            rows.count()
             read = rows.select("*")._jdf
             internal, inside = read.queryExecution().toRdd(), self._spark._jsparkSession
             return DataFrame(inside.internalCreateDataFrame(internal, read.schema(), False), self._spark)
@@ -1000,10 +1000,11 @@ class SparkEngine(Engine):
     def drop(self, table: str) -> None:
         parts = self._kept.pop(table, [])
         self._columns.pop(table, None)
-        if parts:
+        cached = self._cached.pop(table, [])  # of one that was stopped half-way too
+        if parts or cached:
             with _quiet(), suppress(Exception):
                 self._spark.catalog.dropTempView(table)
-                for part in self._cached.pop(table, []):
+                for part in cached:
                     part.unpersist()
 
     def types(self, query: Query, source: str | None = None) -> dict[str, str]:
